@@ -1,0 +1,69 @@
+"""What the client needs from the other side, embedded or remote: the seam that ``local.py`` and ``http.py`` fill."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Literal, Protocol
+
+from sandboxrt.models import IsolationReport, ResourceStatus, Snapshot
+from sandboxrt.protocol.exec import ClientFrame, Execute, Reconnect, ServerFrame
+from sandboxrt.protocol.rest import CreateSandbox, CreateSnapshot, SandboxInfo, UpdateSandbox
+
+__all__ = ["Attachment", "Transport"]
+
+
+class Attachment(Protocol):
+    """One attachment to one command: frames out, frames in, in order. Closing it detaches."""
+
+    async def send(self, frame: ClientFrame) -> None:
+        """Send a frame after the first one.
+
+        Raises:
+            SandboxConnectionError: The other side is gone.
+        """
+        ...
+
+    async def receive(self) -> ServerFrame:
+        """The next frame. ``Started`` or ``ErrorFrame`` first; nothing after ``Exit`` or ``ErrorFrame``.
+
+        Raises:
+            trio.EndOfChannel: After the last frame.
+            SandboxConnectionError: The other side went away before the last frame.
+        """
+        ...
+
+    async def aclose(self) -> None:
+        """Detach. Idempotent."""
+        ...
+
+
+class Transport(Protocol):
+    """The control plane and the data plane of one host. Every method raises the errors of ``sandboxrt.errors``."""
+
+    @property
+    def mode(self) -> Literal["embedded", "remote"]:
+        """Which kind it is."""
+        ...
+
+    async def create_sandbox(self, request: CreateSandbox) -> SandboxInfo: ...
+    async def get_sandbox(self, name: str) -> SandboxInfo: ...
+    async def list_sandboxes(self) -> list[SandboxInfo]: ...
+    async def update_sandbox(self, name: str, request: UpdateSandbox) -> SandboxInfo: ...
+    async def delete_sandbox(self, name: str) -> None: ...
+    async def sandbox_status(self, name: str) -> ResourceStatus: ...
+    async def wait_for_sandbox(self, name: str, timeout_s: float, poll_interval_s: float) -> SandboxInfo: ...
+
+    async def create_snapshot(self, request: CreateSnapshot) -> Snapshot: ...
+    async def get_snapshot(self, snapshot_id: str) -> Snapshot: ...
+    async def list_snapshots(
+        self, name_contains: str | None, limit: int | None, offset: int | None
+    ) -> list[Snapshot]: ...
+    async def delete_snapshot(self, snapshot_id: str) -> None: ...
+    async def wait_for_snapshot(self, snapshot_id: str, timeout_s: float, poll_interval_s: float) -> Snapshot: ...
+
+    async def attach(self, sandbox: SandboxInfo, first: Execute | Reconnect) -> Attachment: ...
+    async def read_file(self, sandbox: SandboxInfo, path: str) -> bytes: ...
+    async def write_file(self, sandbox: SandboxInfo, path: str, content: AsyncIterator[bytes]) -> None: ...
+    async def isolation(self, sandbox: SandboxInfo) -> IsolationReport:
+        """What isolation that sandbox really has."""
+        ...

@@ -1,0 +1,143 @@
+"""Command-session frames: the words that a client and a sandbox daemon exchange about one command.
+
+Embedded, these values travel through memory channels as they are; over a WebSocket, :func:`encode` and :func:`decode_*`
+turn them into the text frames of protocol.md §4. Nothing here waits, reads a clock or opens anything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal, TypeAlias
+
+import attrs
+
+__all__ = [
+    "ClientFrame",
+    "CloseStdin",
+    "ErrorFrame",
+    "Execute",
+    "Exit",
+    "Input",
+    "Kill",
+    "Output",
+    "Reconnect",
+    "Resize",
+    "ServerFrame",
+    "Started",
+]
+
+StreamName: TypeAlias = Literal["stdout", "stderr"]
+
+
+@attrs.frozen(kw_only=True)
+class Execute:
+    """Start a command, or attach to it when ``command_id`` is known already (first frame).
+
+    Attributes:
+        command: Run as ``shell -c command``.
+        command_id: Chosen by the client, so that a repeated start attaches instead of starting twice.
+        timeout_s: Wall-clock limit in seconds; 0 = none.
+        idle_timeout_s: Kill after this long without any attached client, in seconds; -1 = never.
+        ttl_s: How long the finished command stays attachable, in seconds; -1 = for ever.
+        kill_on_disconnect: Kill when the last client detaches.
+        close_stdin: End of input from the beginning.
+        shell: Absolute path; ``None`` = ``/bin/bash``, or ``/bin/sh`` in an image without it.
+        env: Added to the sandbox's environment.
+        cwd: Working directory; ``None`` = the snapshot's.
+        user: ``name``, ``uid``, ``name:group`` or ``uid:gid``; ``None`` = the snapshot's.
+        pty: Allocate a terminal; everything it shows is ``stdout``.
+        columns: The terminal's width in characters.
+        rows: The terminal's height in lines.
+    """
+
+    command: str
+    command_id: str | None = None
+    timeout_s: float = 60
+    idle_timeout_s: float = 300
+    ttl_s: float = 600
+    kill_on_disconnect: bool = False
+    close_stdin: bool = False
+    shell: str | None = None
+    env: Mapping[str, str] = attrs.field(factory=dict)
+    cwd: str | None = None
+    user: str | None = None
+    pty: bool = False
+    columns: int = 80
+    rows: int = 24
+
+
+@attrs.frozen
+class Reconnect:
+    """Attach to a command from the given byte offsets on (first frame)."""
+
+    command_id: str
+    stdout_offset: int = 0
+    stderr_offset: int = 0
+
+
+@attrs.frozen
+class Input:
+    """Text for the command's standard input (or terminal)."""
+
+    data: str
+
+
+@attrs.frozen
+class CloseStdin:
+    """End of input."""
+
+
+@attrs.frozen
+class Kill:
+    """SIGKILL for the whole process tree."""
+
+
+@attrs.frozen
+class Resize:
+    """The terminal's new size."""
+
+    columns: int
+    rows: int
+
+
+@attrs.frozen
+class Started:
+    """The command runs; the first answer to ``Execute``, and to ``Reconnect``."""
+
+    command_id: str
+    pid: int
+
+
+@attrs.frozen
+class Output:
+    """Text of one stream; ``offset`` is the byte position of its beginning in the UTF-8 text sent so far."""
+
+    stream: StreamName
+    data: str
+    offset: int
+
+
+@attrs.frozen
+class Exit:
+    """The command ended (last frame). ``oom_killed`` travels only between our own ends."""
+
+    exit_code: int
+    oom_killed: bool = False
+
+
+@attrs.frozen
+class ErrorFrame:
+    """The session ended without an exit (last frame).
+
+    ``error_type`` is the protocol's word: ``CommandTimeout``, ``CommandNotFound``, ``SessionExpired``, ``CommandError``,
+    ``ReadOffsetUnavailable``, ... ``first_offset`` and ``stream`` go with ``ReadOffsetUnavailable``.
+    """
+
+    error: str
+    error_type: str = "CommandError"
+    stream: StreamName | None = None
+    first_offset: int | None = None
+
+
+ClientFrame: TypeAlias = Execute | Reconnect | Input | CloseStdin | Kill | Resize
+ServerFrame: TypeAlias = Started | Output | Exit | ErrorFrame

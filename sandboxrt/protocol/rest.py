@@ -1,0 +1,92 @@
+"""Control-plane shapes: what is asked of a host and what it answers, as values.
+
+Embedded, these values go to the host as they are. The JSON of protocol.md §2 is made from and parsed into them at the
+wire, and nowhere else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import attrs
+
+from sandboxrt.models import Isolation, Limits
+
+__all__ = ["CreateSandbox", "CreateSnapshot", "SandboxInfo", "UpdateSandbox"]
+
+
+@attrs.frozen(kw_only=True)
+class SandboxInfo:
+    """A sandbox as its host knows it at one moment (protocol.md §2.2)."""
+
+    id: str
+    name: str
+    status: str
+    status_message: str | None = None
+    dataplane_url: str | None = None
+    created_at: str | None = None
+    updated_at: str | None = None
+    ttl_seconds: int | None = None
+    idle_ttl_seconds: int | None = None
+    expires_at: str | None = None
+    snapshot_id: str | None = None
+    vcpus: float | None = None
+    mem_bytes: int | None = None
+    fs_capacity_bytes: int | None = None
+
+
+@attrs.frozen(kw_only=True)
+class CreateSandbox:
+    """Make a sandbox (protocol.md §2.3).
+
+    ``name`` is made by the client, so that a repeated or cancelled create can be found again. ``limits`` has the
+    defaults already filled in; ``require`` and ``allow_unenforced_limits`` go no further than embedded hosts.
+    """
+
+    name: str
+    snapshot_id: str | None = None
+    snapshot_name: str | None = None
+    wait_for_ready: bool = True
+    timeout_s: float = 30
+    ttl_seconds: int | None = None
+    idle_ttl_seconds: int | None = None
+    limits: Limits = attrs.field(factory=Limits)
+    require: frozenset[Isolation] | None = None
+    allow_unenforced_limits: bool = False
+    env: Mapping[str, str] = attrs.field(factory=dict)
+
+
+@attrs.frozen(kw_only=True)
+class UpdateSandbox:
+    """Change a sandbox (protocol.md §2.4); ``None`` leaves as is, a TTL of 0 disables it."""
+
+    new_name: str | None = None
+    ttl_seconds: int | None = None
+    idle_ttl_seconds: int | None = None
+
+
+@attrs.frozen(kw_only=True)
+class CreateSnapshot:
+    """Build a snapshot from an image (protocol.md §2.5).
+
+    Attributes:
+        name: The snapshot's name.
+        docker_image: A reference as container tools write it (``python:3.12-slim``), or ``oci:DIR[:TAG]``,
+            ``docker-archive:FILE[:REF]``, ``docker://...`` as skopeo writes them.
+        fs_capacity_bytes: Default disk size of its sandboxes, in bytes.
+        registry_username: For a registry that asks.
+        registry_password: For a registry that asks; never shown, never stored.
+        registry_url: A registry to take short names from instead of the configured ones.
+        tls_verify: ``False`` accepts a registry without TLS or with a certificate nobody signed.
+        auth_file: A containers-auth.json to use instead of the user's own.
+    """
+
+    name: str
+    docker_image: str
+    fs_capacity_bytes: int
+    registry_url: str | None = None
+    registry_username: str | None = None
+    registry_password: str | None = attrs.field(default=None, repr=False)
+    tls_verify: bool | None = None
+    auth_file: Path | None = None
