@@ -37,6 +37,7 @@ __all__ = [
     "FileErrorKind",
     "FileStat",
     "Identity",
+    "Layer",
     "OpenFile",
     "Process",
     "ProcessSpec",
@@ -66,6 +67,21 @@ class Identity:
     groups: tuple[int, ...] = ()
 
 
+@attrs.frozen
+class Layer:
+    """A read-only folder on the host that shows through in a container.
+
+    Attributes:
+        path: The folder; its files are owned by the ids seen inside (0..65535). Whiteouts and opaque folders are
+            overlayfs's own (character device 0:0, ``trusted.overlay.opaque``).
+        at: Where its content appears: ``/``, or a folder such as ``/usr``. Layers with the same ``at`` are stacked in
+            the order given, topmost first, under one writable folder.
+    """
+
+    path: Path
+    at: str = "/"
+
+
 @attrs.frozen(kw_only=True)
 class ContainerSpec:
     """Everything an engine needs to make one container.
@@ -75,7 +91,7 @@ class ContainerSpec:
         hostname: What ``hostname`` prints inside.
         uid_base: First host uid and gid of the sandbox's block of 65,536. 0 where the engine has no block to give
             (unprivileged); it then maps what it can and says so in its report.
-        layers: Read-only layer folders on the host, topmost first, files owned by the ids seen inside (0..65535).
+        layers: Read-only layer folders on the host, topmost first.
         state_dir: The sandbox's folder on the host; exists, empty or as an earlier container of the same sandbox left
             it. The engine keeps disk, upper folder and ``/tmp`` there, so that they survive stop and start.
         limits: What to enforce; ``None`` fields are not enforced.
@@ -86,7 +102,7 @@ class ContainerSpec:
     id: str
     hostname: str
     uid_base: int
-    layers: tuple[Path, ...]
+    layers: tuple[Layer, ...]
     state_dir: Path
     limits: Limits
     require: frozenset[Isolation]
