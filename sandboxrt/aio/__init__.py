@@ -1,0 +1,1 @@
+"""The asyncio client, generated from the trio one."""

@@ -1,0 +1,1 @@
+"""The trio client: what the blocking and asyncio ones are generated from."""

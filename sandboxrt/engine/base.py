@@ -367,6 +367,6 @@ class Engine(Protocol):
     async def discard(self, state_dir: Path) -> None:
         """Remove ``state_dir`` and everything that any container of it may have left on this host.
 
-        For closed containers, and for those of owners that died (containers, mounts, loop devices, cgroups). Idempotent.
+        For closed containers, and for those of owners that died (containers, mounts, loops, cgroups). Idempotent.
         """
         ...

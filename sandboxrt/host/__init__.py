@@ -1,0 +1,1 @@
+"""The runtime of one machine: who owns which task."""

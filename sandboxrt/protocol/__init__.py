@@ -1,0 +1,1 @@
+"""Pure protocol: values and bytes in, values and bytes out."""

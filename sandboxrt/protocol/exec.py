@@ -129,8 +129,8 @@ class Exit:
 class ErrorFrame:
     """The session ended without an exit (last frame).
 
-    ``error_type`` is the protocol's word: ``CommandTimeout``, ``CommandNotFound``, ``SessionExpired``, ``CommandError``,
-    ``ReadOffsetUnavailable``, ... ``first_offset`` and ``stream`` go with ``ReadOffsetUnavailable``.
+    ``error_type`` is the protocol's word: ``CommandTimeout``, ``CommandNotFound``, ``SessionExpired``,
+    ``CommandError``, ``ReadOffsetUnavailable``, ... ``first_offset`` and ``stream`` go with ``ReadOffsetUnavailable``.
     """
 
     error: str

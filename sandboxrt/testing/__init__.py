@@ -1,0 +1,1 @@
+"""What tests need, ours and our users': a fake engine and the conformance suite."""
