@@ -1,0 +1,42 @@
+"""The main job, once: a sandbox on this machine, code that we do not trust, and what came of it."""
+
+from __future__ import annotations
+
+import time
+
+from sandboxrt import SandboxClient
+
+UNTRUSTED = r"""
+import os, platform, socket
+print("hello from", platform.node(), "as uid", os.getuid(), "with pids", sorted(p for p in os.listdir("/proc") if p.isdigit()))
+try:
+    socket.create_connection(("192.0.2.1", 80), timeout=1)
+except OSError as error:
+    print("the network is closed:", error.strerror)
+try:
+    open("/proc/sys/kernel/core_pattern", "w")
+except OSError as error:
+    print("the host's kernel settings are closed:", error.strerror)
+"""
+
+
+def main() -> None:
+    """Create a sandbox, run code in it, print what happened and how long it took."""
+    with SandboxClient(mode="embedded") as client:
+        started = time.perf_counter()
+        with client.sandbox() as sandbox:
+            print(f"sandbox {sandbox.name} is ready after {(time.perf_counter() - started) * 1000:.0f} ms")
+            sandbox.write("/home/user/untrusted.py", UNTRUSTED)
+            started = time.perf_counter()
+            result = sandbox.run("python3 /home/user/untrusted.py")
+            print(f"the code ran for {(time.perf_counter() - started) * 1000:.0f} ms and printed:\n")
+            print(result.stdout + result.stderr)
+            print(f"exit code {result.exit_code}")
+            killed = sandbox.run("sleep 600", timeout=0, wait=False)
+            killed.kill()
+            print(f"a command that we killed ended with {killed.result.exit_code}")
+    print("the sandbox is gone; nothing of it is left on this machine")
+
+
+if __name__ == "__main__":
+    main()
