@@ -27,6 +27,7 @@ import trio
 from sandboxrt.models import Isolation, IsolationReport, Limits
 
 __all__ = [
+    "CommandGroup",
     "Container",
     "ContainerSpec",
     "Engine",
@@ -216,6 +217,42 @@ class OpenFile(Protocol):
 
     async def aclose(self) -> None:
         """Close it. Idempotent."""
+        ...
+
+
+class CommandGroup(Protocol):
+    """What holds the processes of one command together on the host, so that none can leave: a cgroup of its own.
+
+    Made empty by the container, given to the process that is started into it, which owns it from then on. Every
+    method is harmless on an empty or removed group.
+    """
+
+    async def add(self, host_pid: int) -> None:
+        """Move one process, by its id on the host, into the group; its later children are born in it.
+
+        Raises:
+            OSError: The kernel refused, or the process is gone (``ESRCH``).
+        """
+        ...
+
+    async def signal(self, signum: int) -> None:
+        """Send a signal to every process of the group, as of now."""
+        ...
+
+    async def kill(self) -> None:
+        """SIGKILL for every process of the group, those being forked included, even when it is frozen."""
+        ...
+
+    async def wait_empty(self) -> None:
+        """Wait until no process is left in the group. Can be cancelled and called again."""
+        ...
+
+    async def remove(self) -> None:
+        """Free the group. It is empty, or its last processes are on their way out. Idempotent.
+
+        Raises:
+            OSError: It could not be removed (``EBUSY``: processes are still in it).
+        """
         ...
 
 
