@@ -1,0 +1,66 @@
+"""Turns a blocking sample into the async one that its author would have written: the same calls, awaited."""
+
+from __future__ import annotations
+
+import ast
+
+CALLS = frozenset(
+    {
+        "create_sandbox",
+        "create_snapshot",
+        "delete_sandbox",
+        "get_sandbox",
+        "kill",
+        "read",
+        "reconnect",
+        "run",
+        "send_input",
+        "write",
+    }
+)
+"""Methods that are coroutines in the async clients."""
+
+
+class _Awaiter(ast.NodeTransformer):
+    def visit_Call(self, node: ast.Call) -> ast.AST:
+        self.generic_visit(node)
+        if isinstance(node.func, ast.Attribute) and node.func.attr in CALLS:
+            return ast.Await(value=node)
+        return node
+
+    def visit_Attribute(self, node: ast.Attribute) -> ast.AST:
+        self.generic_visit(node)
+        if node.attr == "result" and isinstance(node.ctx, ast.Load):
+            return ast.Await(value=node)
+        return node
+
+    def visit_With(self, node: ast.With) -> ast.AST:
+        self.generic_visit(node)
+        for item in node.items:
+            # As the README's async samples write it: `async with await client.sandbox(...)`.
+            item.context_expr = ast.Await(value=item.context_expr)
+        return ast.AsyncWith(items=node.items, body=node.body)
+
+    def visit_For(self, node: ast.For) -> ast.AST:
+        self.generic_visit(node)
+        return ast.AsyncFor(target=node.target, iter=node.iter, body=node.body, orelse=node.orelse)
+
+
+def asynchronous(source: str, parameters: tuple[str, ...]) -> str:
+    """The source of ``async def sample(parameters)`` whose body is ``source`` with every client call awaited.
+
+    The names that the body assigns are returned, as ``exec`` would leave them behind.
+    """
+    module = _Awaiter().visit(ast.parse(source))
+    imports = [node for node in module.body if isinstance(node, ast.Import | ast.ImportFrom)]
+    body = [node for node in module.body if node not in imports]
+    function = ast.AsyncFunctionDef(
+        name="sample",
+        args=ast.arguments(
+            posonlyargs=[], args=[ast.arg(arg=name) for name in parameters], kwonlyargs=[], kw_defaults=[], defaults=[]
+        ),
+        body=[*body, ast.Return(value=ast.Call(func=ast.Name(id="locals", ctx=ast.Load()), args=[], keywords=[]))],
+        decorator_list=[],
+        type_params=[],
+    )
+    return ast.unparse(ast.fix_missing_locations(ast.Module(body=[*imports, function], type_ignores=[])))
