@@ -23,6 +23,7 @@ __all__ = [
     "Reconnect",
     "Resize",
     "ServerFrame",
+    "Signal",
     "Started",
 ]
 
@@ -93,6 +94,13 @@ class Kill:
 
 
 @attrs.frozen
+class Signal:
+    """A signal for the leader's process group, e.g. 2 for Ctrl-C. Between our own ends only."""
+
+    signum: int
+
+
+@attrs.frozen
 class Resize:
     """The terminal's new size."""
 
@@ -139,5 +147,5 @@ class ErrorFrame:
     first_offset: int | None = None
 
 
-ClientFrame: TypeAlias = Execute | Reconnect | Input | CloseStdin | Kill | Resize
+ClientFrame: TypeAlias = Execute | Reconnect | Input | CloseStdin | Kill | Signal | Resize
 ServerFrame: TypeAlias = Started | Output | Exit | ErrorFrame
