@@ -8,7 +8,8 @@ from sandboxrt import SandboxClient
 
 UNTRUSTED = r"""
 import os, platform, socket
-print("hello from", platform.node(), "as uid", os.getuid(), "with pids", sorted(p for p in os.listdir("/proc") if p.isdigit()))
+print("hello from", platform.node(), "as uid", os.getuid())
+print("the processes that I see:", sorted(name for name in os.listdir("/proc") if name.isdigit()))
 try:
     socket.create_connection(("192.0.2.1", 80), timeout=1)
 except OSError as error:
