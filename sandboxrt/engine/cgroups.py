@@ -1,0 +1,447 @@
+"""The control groups of one sandbox: made, read, frozen, killed and removed in every hierarchy of the host.
+
+The OCI runtime makes the groups with the limits and puts the first process into them. What is here prepares the ground
+for it, and does with the groups what the runtime's command line would be too slow for.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import itertools
+import os
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TypeVar
+
+import attrs
+import trio
+
+from sandboxrt.engine.cgroup_events import CgroupEvents, read_flags, wait_for
+from sandboxrt.engine.hierarchy import FREEZER, LIMITING, Hierarchy
+
+__all__ = ["CgroupCommandGroup", "SandboxCgroups", "Usage"]
+
+T = TypeVar("T")
+
+_THREADS = 16
+# These system calls can wait for the kernel's grace periods, so not on trio's thread; and never behind slower work.
+_limiters: trio.lowlevel.RunVar[trio.CapacityLimiter] = trio.lowlevel.RunVar("cgroup threads")
+
+_FREEZE_TIMEOUT_S = 5.0
+_REMOVE_TIMEOUT_S = 5.0
+_KILL_ROUNDS = 200
+_MKDIR_TRIES = 50
+_GONE = (errno.ENOENT, errno.ENODEV, errno.ESRCH)
+
+
+async def _in_thread(function: Callable[[], T]) -> T:
+    try:
+        limiter = _limiters.get()
+    except LookupError:
+        limiter = trio.CapacityLimiter(_THREADS)
+        _limiters.set(limiter)
+    return await trio.to_thread.run_sync(function, limiter=limiter)
+
+
+def _write(path: Path, text: str) -> None:
+    fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        os.write(fd, text.encode())
+    finally:
+        os.close(fd)
+
+
+def _read_number(path: Path) -> int | None:
+    """The number in a file, ``None`` when it has none (``max``) or is gone."""
+    try:
+        return int(path.read_text())
+    except (OSError, ValueError):
+        return None
+
+
+def _members(folder: Path) -> set[int]:
+    """The processes of a group and of those below it, as far as they have an id in our pid namespace."""
+    found: set[int] = set()
+    for group in (folder, *_children(folder)):
+        with contextlib.suppress(OSError):
+            found.update(int(line) for line in (group / "cgroup.procs").read_text().split())
+    return found - {0}
+
+
+def _children(folder: Path) -> list[Path]:
+    """The groups below a group, deepest first."""
+    return [Path(path) for path, _, _ in os.walk(folder, topdown=False)][:-1]
+
+
+def _signal_members(folder: Path, signum: int) -> int:
+    """Send a signal to every member, never to another process that got a member's id meanwhile; how many there were."""
+    descriptors: dict[int, int] = {}
+    try:
+        for pid in _members(folder):
+            with contextlib.suppress(ProcessLookupError):
+                descriptors[pid] = os.pidfd_open(pid)
+        # A descriptor holds the process it was opened for; whoever is a member now, after the opening, is that one.
+        still = _members(folder) if descriptors else set()
+        for pid, fd in descriptors.items():
+            if pid in still:
+                with contextlib.suppress(ProcessLookupError):
+                    signal.pidfd_send_signal(fd, signum)
+        return len(descriptors)
+    finally:
+        for fd in descriptors.values():
+            os.close(fd)
+
+
+def _is_v2(folder: Path) -> bool:
+    return (folder / "cgroup.events").exists()
+
+
+@contextlib.contextmanager
+def _unless_gone() -> Iterator[None]:
+    """Pass over the errors that say that a group was removed meanwhile."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _GONE:
+            raise
+
+
+def _set_frozen(folder: Path, frozen: bool) -> None:
+    with _unless_gone():
+        if _is_v2(folder):
+            _write(folder / "cgroup.freeze", "1" if frozen else "0")
+        else:
+            _write(folder / "freezer.state", "FROZEN" if frozen else "THAWED")
+
+
+def _is_frozen(folder: Path) -> bool:
+    """Whether every process stands still. A group that is gone has none that moves."""
+    if _is_v2(folder):
+        return read_flags(folder / "cgroup.events").get("frozen", 1) == 1
+    try:
+        return (folder / "freezer.state").read_text().strip() == "FROZEN"
+    except OSError as error:
+        if error.errno in _GONE:
+            return True
+        raise
+
+
+def _is_empty(folder: Path) -> bool:
+    flags = read_flags(folder / "cgroup.events")
+    if flags:
+        return flags.get("populated", 0) == 0
+    return not _members(folder)
+
+
+def _kill(folder: Path) -> None:
+    """SIGKILL for everything in a group and below it, what is being forked included."""
+    if (folder / "cgroup.kill").exists():
+        with _unless_gone():
+            _write(folder / "cgroup.kill", "1")
+    else:
+        _kill_one_by_one(folder)
+
+
+def _kill_one_by_one(folder: Path) -> None:
+    """The same without the kernel's help: nothing forks while it is frozen, and v1 dies only when it is thawed."""
+    for _ in range(_KILL_ROUNDS):
+        if not _members(folder):
+            return
+        _set_frozen(folder, frozen=True)
+        try:
+            _signal_members(folder, signal.SIGKILL)
+        finally:
+            _set_frozen(folder, frozen=False)
+        # Freezing is not instant: a fork may have slipped through, which the next round sees.
+        os.sched_yield()
+
+
+def _make(folder: Path, parent: Path) -> None:
+    """Make a group and the one above it, which another sandbox's end may remove as we look."""
+    for _ in range(_MKDIR_TRIES):
+        with contextlib.suppress(FileExistsError):
+            parent.mkdir()
+        try:
+            folder.mkdir()
+        except FileExistsError:
+            return
+        except FileNotFoundError:
+            continue
+        return
+    raise OSError(errno.EBUSY, "the control group above goes away again and again", str(folder))
+
+
+def _remove_one(folder: Path) -> bool:
+    """Whether a group is gone now."""
+    try:
+        folder.rmdir()
+    except OSError as error:
+        if error.errno in (errno.EBUSY, errno.ENOTEMPTY):
+            return False
+        if error.errno not in _GONE:
+            raise
+    return True
+
+
+def _remove_with_children(folder: Path) -> bool:
+    for child in _children(folder):
+        _remove_one(child)
+    return _remove_one(folder)
+
+
+async def _remove(folders: list[Path], remove: Callable[[Path], bool]) -> None:
+    """Remove groups; the last process of one may still be on its way out.
+
+    Raises:
+        OSError: ``EBUSY``: it is not empty after the time that dying takes.
+    """
+    pause_s = 0.001
+    deadline = trio.current_time() + _REMOVE_TIMEOUT_S
+    while True:
+        tried = list(folders)
+        folders = await _in_thread(lambda: [folder for folder in tried if not remove(folder)])  # noqa: B023
+        if not folders:
+            return
+        if trio.current_time() > deadline:
+            raise OSError(errno.EBUSY, "processes are still in the control group", str(folders[0]))
+        await trio.sleep(pause_s)
+        pause_s = min(pause_s * 2, 0.1)
+
+
+@attrs.frozen
+class Usage:
+    """What a sandbox uses now; a field is ``None`` where the host does not count it.
+
+    Attributes:
+        memory_bytes: Memory, page cache included.
+        memory_peak_bytes: The most that it was.
+        cpu_us: CPU time since it was made, in microseconds.
+        pids: Processes and threads.
+    """
+
+    memory_bytes: int | None = None
+    memory_peak_bytes: int | None = None
+    cpu_us: int | None = None
+    pids: int | None = None
+
+
+@attrs.define
+class CgroupCommandGroup:
+    """The processes of one command: a control group below the sandbox's. Implements ``base.CommandGroup``."""
+
+    folder: Path
+    _events: CgroupEvents | None = None
+
+    async def add(self, host_pid: int) -> None:
+        """Move one process into the group, which is made by the first call.
+
+        Raises:
+            OSError: The kernel refused, or the process is gone (``ESRCH``).
+        """
+        await _in_thread(lambda: self._add(host_pid))
+
+    def _add(self, host_pid: int) -> None:
+        with contextlib.suppress(FileExistsError):
+            self.folder.mkdir()
+        _write(self.folder / "cgroup.procs", str(host_pid))
+
+    async def signal(self, signum: int) -> None:
+        """Send a signal to every process of the group, as of now."""
+        if signum == signal.SIGKILL:
+            await self.kill()
+            return
+        await _in_thread(lambda: _signal_members(self.folder, signum))
+
+    async def kill(self) -> None:
+        """SIGKILL for every process of the group, those being forked included, even when it is frozen."""
+        await _in_thread(lambda: _kill(self.folder))
+
+    async def wait_empty(self) -> None:
+        """Wait until no process is left in the group. Can be cancelled and called again."""
+        await wait_for(lambda: _is_empty(self.folder), self._events, self.folder / "cgroup.events")
+
+    async def remove(self) -> None:
+        """Free the group. Idempotent; waits a bounded time for its last processes to go.
+
+        Raises:
+            OSError: ``EBUSY``: processes are still in it.
+        """
+        await _remove([self.folder], _remove_one)
+
+
+@attrs.define
+class SandboxCgroups:
+    """The control groups of one sandbox in every tree of the host.
+
+    Attributes:
+        hierarchy: The host's trees.
+        id: The sandbox's id.
+    """
+
+    hierarchy: Hierarchy
+    id: str
+    _events: CgroupEvents | None = None
+    _numbers: Iterator[int] = attrs.field(factory=lambda: itertools.count(1))
+    _seen_oom_kills: int = 0
+
+    @property
+    def cgroups_path(self) -> str:
+        """The value of ``cgroupsPath`` in the runtime's configuration."""
+        return self.hierarchy.cgroups_path(self.id)
+
+    @property
+    def folders(self) -> tuple[Path, ...]:
+        """The sandbox's folder in every tree; some may not exist."""
+        return tuple(self.hierarchy.folder(mount, self.id) for mount in self.hierarchy.mounts)
+
+    @property
+    def tree_folder(self) -> Path | None:
+        """The folder that holds the sandbox's processes together for killing and freezing: v2 first, else v1."""
+        mount = self.hierarchy.unified or self.hierarchy.v1.get(FREEZER)
+        return None if mount is None else self.hierarchy.folder(mount, self.id)
+
+    @property
+    def join_paths(self) -> tuple[Path, ...]:
+        """Files into which the launcher must write ``0`` before the runtime, because the runtime will not.
+
+        That is the v2 tree of a hybrid host, which crun is not shown.
+        """
+        unified = self.hierarchy.unified
+        if unified is None or not self.hierarchy.v1:
+            return ()
+        return (self.hierarchy.folder(unified, self.id) / "cgroup.procs",)
+
+    async def prepare(self) -> None:
+        """Make the sandbox's folder in every tree, with the controllers on, so that the runtime finds it.
+
+        With all of them in place, nobody who ends meanwhile can remove the folder above (it is not empty).
+
+        Raises:
+            OSError: The kernel refused; what was made stays for :meth:`remove`.
+        """
+        await _in_thread(self._prepare)
+
+    def _prepare(self) -> None:
+        for mount in self.hierarchy.mounts:
+            parent = self.hierarchy.folder(mount)
+            _make(self.hierarchy.folder(mount, self.id), parent)
+            if mount == self.hierarchy.unified:
+                self._enable(parent)
+        cpuset = self.hierarchy.v1.get("cpuset")
+        if cpuset is not None:
+            self._inherit_cpuset(cpuset)
+
+    def _enable(self, parent: Path) -> None:
+        """Hand the limiting controllers of a v2 tree down to the sandboxes. Those that v1 trees have are not there."""
+        for folder in (parent.parent, parent):
+            control = folder / "cgroup.subtree_control"
+            offered = (folder / "cgroup.controllers").read_text().split()
+            wanted = LIMITING.intersection(offered) - set(control.read_text().split())
+            if wanted:
+                _write(control, " ".join(f"+{name}" for name in sorted(wanted)))
+
+    def _inherit_cpuset(self, mount: Path) -> None:
+        """A new v1 cpuset has no cpu and no memory node, and takes no process until it has."""
+        parent = self.hierarchy.folder(mount)
+        for folder in (parent, parent / self.id):
+            for name in ("cpuset.cpus", "cpuset.mems"):
+                if not (folder / name).read_text().strip():
+                    _write(folder / name, (folder.parent / name).read_text().strip())
+
+    def command_group(self) -> CgroupCommandGroup | None:
+        """An empty group for one more command, or ``None`` where this host cannot hold a command's tree together."""
+        parent = self.tree_folder
+        return None if parent is None else CgroupCommandGroup(parent / f"c{next(self._numbers)}", self._events)
+
+    def oom_kills(self) -> int:
+        """How many processes the kernel has killed here for lack of memory. Reads one small file of the kernel's.
+
+        The last count stays when the group is gone; 0 where nobody counts.
+        """
+        folder = self.hierarchy.limiting_folder("memory", self.id)
+        if folder is not None:
+            name = "memory.oom_control" if "memory" in self.hierarchy.v1 else "memory.events"
+            self._seen_oom_kills = max(self._seen_oom_kills, read_flags(folder / name).get("oom_kill", 0))
+        return self._seen_oom_kills
+
+    async def usage(self) -> Usage:
+        """What the sandbox uses now."""
+        return await _in_thread(self._usage)
+
+    def _usage(self) -> Usage:
+        def number(controller: str, v1_name: str, v2_name: str) -> int | None:
+            folder = self.hierarchy.limiting_folder(controller, self.id)
+            if folder is None:
+                return None
+            return _read_number(folder / (v1_name if controller in self.hierarchy.v1 else v2_name))
+
+        return Usage(
+            memory_bytes=number("memory", "memory.usage_in_bytes", "memory.current"),
+            memory_peak_bytes=number("memory", "memory.max_usage_in_bytes", "memory.peak"),
+            cpu_us=self._cpu_us(),
+            pids=number("pids", "pids.current", "pids.current"),
+        )
+
+    def _cpu_us(self) -> int | None:
+        if "cpuacct" in self.hierarchy.v1:
+            spent_ns = _read_number(self.hierarchy.folder(self.hierarchy.v1["cpuacct"], self.id) / "cpuacct.usage")
+            return None if spent_ns is None else spent_ns // 1000
+        if self.hierarchy.unified is None:
+            return None
+        return read_flags(self.hierarchy.folder(self.hierarchy.unified, self.id) / "cpu.stat").get("usage_usec")
+
+    async def freeze(self) -> None:
+        """Stop all processes; when it returns, every one stands still.
+
+        Raises:
+            OSError: They did not come to a halt in time (they run again then), or no tree can freeze.
+
+        Cancellation: they run again.
+        """
+        folder = self.tree_folder
+        if folder is None:
+            raise OSError(errno.EOPNOTSUPP, "this host has no control groups that can freeze")
+        try:
+            await _in_thread(lambda: _set_frozen(folder, frozen=True))
+            with trio.fail_after(_FREEZE_TIMEOUT_S):
+                await wait_for(lambda: _is_frozen(folder), self._events, folder / "cgroup.events")
+        except BaseException as error:
+            with trio.CancelScope(shield=True):
+                await self.thaw()
+            if isinstance(error, trio.TooSlowError):
+                raise TimeoutError(errno.ETIMEDOUT, "the processes do not stand still", str(folder)) from None
+            raise
+
+    async def thaw(self) -> None:
+        """Let all processes run again. Harmless when they do."""
+        folder = self.tree_folder
+        if folder is not None:
+            await _in_thread(lambda: _set_frozen(folder, frozen=False))
+
+    async def kill_all(self) -> None:
+        """SIGKILL for every process of the sandbox, frozen or not. Harmless when there is none."""
+        folder = self.tree_folder or next(iter(self.folders), None)
+        if folder is not None:
+            await _in_thread(lambda: _kill(folder))
+
+    async def wait_empty(self) -> None:
+        """Wait until no process is left in the sandbox. Can be cancelled and called again."""
+        folder = self.tree_folder
+        if folder is not None:
+            await wait_for(lambda: _is_empty(folder), self._events, folder / "cgroup.events")
+
+    async def remove(self) -> None:
+        """Remove the sandbox's folders from every tree, and the folder above when it was the last. Idempotent.
+
+        Raises:
+            OSError: ``EBUSY``: processes are still in one after the time that dying takes.
+        """
+        await _remove(list(self.folders), _remove_with_children)
+        await _in_thread(self._remove_parents)
+
+    def _remove_parents(self) -> None:
+        for mount in self.hierarchy.mounts:
+            with contextlib.suppress(OSError):
+                self.hierarchy.folder(mount).rmdir()
