@@ -497,8 +497,8 @@ static pid_t fork_job(const struct request *req)
 {
     char text[16];
 
-    /* Raised around the fork instead of in the child: a process that is not dumpable cannot open this file of its
-       own, and one that is dumpable while it holds a gate could be robbed of it. */
+    /* Raised around the fork, through a descriptor opened at the start: the child is born with its parent's value and
+       needs no right of its own to that file, which may belong to somebody else while it is not dumpable. */
     if (req->oom_score_adj != 0) {
         snprintf(text, sizeof text, "%d", (int)req->oom_score_adj);
         write_oom(text);
