@@ -35,6 +35,8 @@ class Order(enum.Enum):
     """Send SIGTERM to the tree."""
     KILL = "kill"
     """Send SIGKILL to the tree."""
+    GIVE_UP = "give-up"
+    """SIGKILL had no effect in time: report what is known."""
     FORGET = "forget"
     """Drop the finished session."""
 
@@ -50,6 +52,7 @@ class CommandLifecycle:
         ttl_s: How long a finished command stays; less than 0 = for ever, 0 = the default.
         kill_on_disconnect: Kill when the last attachment goes.
         term_grace_s: Between SIGTERM and SIGKILL after a timeout.
+        kill_grace_s: How long SIGKILL may take before the end is reported regardless.
     """
 
     started_at: float
@@ -58,6 +61,7 @@ class CommandLifecycle:
     ttl_s: float = DEFAULT_TTL_S
     kill_on_disconnect: bool = False
     term_grace_s: float = 2.0
+    kill_grace_s: float = 10.0
 
     attached: int = attrs.field(default=0, init=False)
     cause: Cause | None = attrs.field(default=None, init=False)
@@ -65,8 +69,9 @@ class CommandLifecycle:
     tree_empty: bool = attrs.field(default=False, init=False)
     finished_at: float | None = attrs.field(default=None, init=False)
     killed: bool = attrs.field(default=False, init=False)
+    gave_up: bool = attrs.field(default=False, init=False)
     _unattached_since: float = attrs.field(init=False)
-    _kill_at: float = attrs.field(default=math.inf, init=False)
+    _escalate_at: float = attrs.field(default=math.inf, init=False)
 
     def __attrs_post_init__(self) -> None:
         self.idle_timeout_s = self.idle_timeout_s or DEFAULT_IDLE_TIMEOUT_S
@@ -78,16 +83,16 @@ class CommandLifecycle:
         """When :meth:`tick` wants to be called next; infinite when only a fact can change anything."""
         if self.finished_at is not None:
             return self.finished_at + self.ttl_s if self.ttl_s > 0 else math.inf
-        if self.cause is not None:
-            return math.inf if self.killed else self._kill_at
-        if self.leader_exited:
+        if self.gave_up or self.may_report or self.tree_empty:
             return math.inf
+        if self.cause is not None:
+            return self._escalate_at
         return min(self._timeout_at, self._idle_at)
 
     @property
     def may_report(self) -> bool:
         """Whether the end may be told: the leader is reaped and, if the host ended the command, its tree is gone."""
-        return self.leader_exited and (self.cause is None or self.tree_empty)
+        return self.gave_up or (self.leader_exited and (self.cause is None or self.tree_empty))
 
     def attach(self) -> None:
         """One more reader; the idle timer stops."""
@@ -101,16 +106,17 @@ class CommandLifecycle:
             return None
         self._unattached_since = now
         if self.kill_on_disconnect and not self.leader_exited:
-            return self.kill(Cause.DISCONNECT)
+            return self.kill(now, Cause.DISCONNECT)
         return None
 
-    def kill(self, cause: Cause = Cause.KILL) -> Order | None:
+    def kill(self, now: float, cause: Cause = Cause.KILL) -> Order | None:
         """The tree has to go at once, also what a finished leader left behind."""
         if self.tree_empty or self.killed:
             return None
         if self.cause is None and not self.leader_exited:
             self.cause = cause
         self.killed = True
+        self._escalate_at = now + self.kill_grace_s
         return Order.KILL
 
     def tick(self, now: float) -> Order | None:
@@ -119,13 +125,16 @@ class CommandLifecycle:
             return None
         if self.finished_at is not None:
             return Order.FORGET
+        if self.killed:
+            self.gave_up = True
+            return Order.GIVE_UP
         if self.cause is not None:
-            return self.kill()
+            return self.kill(now)
         if now >= self._timeout_at:
             self.cause = Cause.TIMEOUT
-            self._kill_at = now + self.term_grace_s
+            self._escalate_at = now + self.term_grace_s
             return Order.TERMINATE
-        return self.kill(Cause.IDLE)
+        return self.kill(now, Cause.IDLE)
 
     def finish(self, now: float) -> None:
         """The end was reported: the TTL begins."""

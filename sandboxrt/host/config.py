@@ -1,0 +1,62 @@
+"""What a host can be told: where its state is, what runs its sandboxes, and its bounds."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import attrs
+import platformdirs
+
+from sandboxrt.host.command import CommandSettings
+from sandboxrt.host.sessions import SessionLimits
+from sandboxrt.models import DEFAULT_LIMITS, DEFAULT_REQUIRE, Isolation, Limits
+
+__all__ = ["HostConfig", "default_state_dir"]
+
+
+def default_state_dir() -> Path:
+    """The folder in ``SANDBOXRT_STATE_DIR``, else the user's own for program state."""
+    told = os.environ.get("SANDBOXRT_STATE_DIR", "").strip()
+    return Path(told) if told else Path(platformdirs.user_state_dir("sandboxrt"))
+
+
+def _default_runtime() -> str:
+    return os.environ.get("SANDBOXRT_RUNTIME", "").strip() or "crun"
+
+
+def _default_concurrency() -> int:
+    return max(4, 2 * (os.cpu_count() or 1))
+
+
+@attrs.frozen(kw_only=True)
+class HostConfig:
+    """The settings of one host.
+
+    Attributes:
+        state_dir: Where sandboxes and snapshots live; several processes may share it.
+        runtime: The OCI runtime's name or path.
+        limits: What a sandbox may use when its creator names no limits.
+        require: The isolation that a sandbox has when its creator says nothing else.
+        snapshot_options: Further arguments for the snapshot library (registries, mirrors).
+        max_concurrent_creates: Sandboxes being started at once; more wait their turn.
+        max_concurrent_deletes: Sandboxes being removed at once, likewise.
+        cleanup_limit_s: How long the removal of one sandbox may take before it is left to the next start.
+        command: Bounds of each command.
+        sessions: Bounds of each sandbox's commands together.
+        spill_quota_bytes: Disk for the output of one sandbox's commands that is too much for memory.
+    """
+
+    state_dir: Path = attrs.field(factory=default_state_dir, converter=Path)
+    runtime: str = attrs.field(factory=_default_runtime)
+    limits: Limits = DEFAULT_LIMITS
+    require: frozenset[Isolation] = DEFAULT_REQUIRE
+    snapshot_options: Mapping[str, Any] = attrs.field(factory=dict)
+    max_concurrent_creates: int = attrs.field(factory=_default_concurrency)
+    max_concurrent_deletes: int = attrs.field(factory=_default_concurrency)
+    cleanup_limit_s: float = 30.0
+    command: CommandSettings = attrs.field(factory=CommandSettings)
+    sessions: SessionLimits = attrs.field(factory=SessionLimits)
+    spill_quota_bytes: int = 4 * 1024**3

@@ -1,0 +1,94 @@
+"""Whole files of a sandbox, read and written by its host.
+
+The engine resolves paths inside the container and says what went wrong in words of its own; here these become the
+public errors.
+
+Source: protocol.md §3.2-3.4; README of the system, "File Operations".
+"""
+
+from __future__ import annotations
+
+import posixpath
+from collections.abc import AsyncIterator
+
+from sandboxrt.engine.base import Container, FileError, FileErrorKind, Identity
+from sandboxrt.errors import ResourceNotFoundError, SandboxOperationError, ValidationError
+
+__all__ = ["HOME", "read_file", "resolve_path", "write_file"]
+
+HOME = "/home/user/"
+"""What relative paths are relative to."""
+
+_CHUNK_BYTES = 1024**2
+
+_REASONS = {
+    FileErrorKind.NOT_FOUND: ("NotFound", "does not exist"),
+    FileErrorKind.IS_DIRECTORY: ("IsDirectory", "is a folder"),
+    FileErrorKind.NOT_A_DIRECTORY: ("NotADirectory", "leads through something that is not a folder"),
+    FileErrorKind.NOT_REGULAR: ("NotRegular", "is not a regular file"),
+    FileErrorKind.PERMISSION: ("PermissionDenied", "may not be accessed by the sandbox's user"),
+    FileErrorKind.NO_SPACE: ("NoSpace", "does not fit: no space left on the sandbox's disk"),
+    FileErrorKind.READ_ONLY: ("ReadOnly", "is on a read-only file system"),
+    FileErrorKind.NAME_TOO_LONG: ("NameTooLong", "has a name that is too long"),
+    FileErrorKind.LOOP: ("Loop", "leads through too many symbolic links"),
+    FileErrorKind.OTHER: ("OSError", "cannot be accessed"),
+}
+
+
+def resolve_path(path: str) -> str:
+    """The absolute path that ``path`` means inside a sandbox.
+
+    Raises:
+        ValidationError: It is empty or contains a NUL character.
+    """
+    if not path:
+        raise ValidationError("The path is empty", "path")
+    if "\0" in path:
+        raise ValidationError("The path contains a NUL character", "path")
+    return posixpath.join(HOME, path)
+
+
+async def read_file(container: Container, sandbox_name: str, path: str, identity: Identity) -> bytes:
+    """The whole content of a regular file.
+
+    Raises:
+        ResourceNotFoundError: There is no such file (``resource_type="file"``).
+        SandboxOperationError: It cannot be read (``operation="read"``, ``error_type`` says why).
+        ValidationError: The path is empty or contains a NUL character.
+    """
+    resolved = resolve_path(path)
+    try:
+        file = await container.open_file(resolved, identity)
+        try:
+            chunks = []
+            offset = 0
+            while chunk := await file.read(offset, _CHUNK_BYTES):
+                chunks.append(chunk)
+                offset += len(chunk)
+            return b"".join(chunks)
+        finally:
+            await file.aclose()
+    except FileError as error:
+        if error.kind is FileErrorKind.NOT_FOUND:
+            raise ResourceNotFoundError(f"File '{path}' not found in sandbox '{sandbox_name}'", "file") from error
+        raise _public(error, "read", path) from error
+
+
+async def write_file(container: Container, path: str, content: AsyncIterator[bytes], identity: Identity) -> None:
+    """Make a file have this content, at once; its parents are made where they are missing.
+
+    Raises:
+        SandboxOperationError: It cannot be written (``operation="write"``); the old content is still there.
+        ValidationError: The path is empty or contains a NUL character.
+    """
+    resolved = resolve_path(path)
+    try:
+        await container.replace_file(resolved, content, identity)
+    except FileError as error:
+        raise _public(error, "write", path) from error
+
+
+def _public(error: FileError, operation: str, path: str) -> SandboxOperationError:
+    error_type, reason = _REASONS[error.kind]
+    detail = f" ({error.detail})" if error.detail and error.kind is FileErrorKind.OTHER else ""
+    return SandboxOperationError(f"Cannot {operation} '{path}': it {reason}{detail}", operation, error_type)

@@ -1,0 +1,425 @@
+"""The host: the supervisor of one machine's sandboxes, and the one narrow interface to all of them.
+
+Its methods are those that a client's transport asks for; the embedded transport and the server both call them. A host
+lives in an ``async with``; leaving it deletes every sandbox it made.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import attrs
+import trio
+
+from sandboxrt.engine.base import Engine
+from sandboxrt.errors import (
+    ClientClosedError,
+    ResourceCreationError,
+    ResourceInUseError,
+    ResourceNameConflictError,
+    ResourceNotFoundError,
+    ResourceTimeoutError,
+    SandboxClientError,
+    ValidationError,
+)
+from sandboxrt.host.attachment import AnyAttachment
+from sandboxrt.host.config import HostConfig
+from sandboxrt.host.lifetime import check_ttl
+from sandboxrt.host.ports import SandboxRecords, Snapshots
+from sandboxrt.host.sandbox import Sandbox, SandboxStatus, Workshop, sandbox_dir
+from sandboxrt.models import IsolationReport, ResourceStatus, Snapshot
+from sandboxrt.protocol.exec import Execute, Reconnect
+from sandboxrt.protocol.rest import CreateSandbox, CreateSnapshot, SandboxInfo, UpdateSandbox
+from sandboxrt.store import Store
+
+__all__ = ["Host", "HostConfig", "HostState", "clean_leftovers", "default_engine", "open_host"]
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")
+
+
+@attrs.frozen
+class HostState:
+    """Where a host keeps what it knows: sandboxes and snapshots."""
+
+    records: SandboxRecords
+    snapshots: Snapshots
+
+
+@contextlib.asynccontextmanager
+async def open_host(
+    config: HostConfig | None = None, *, engine: Engine | None = None, state: HostState | None = None
+) -> AsyncIterator[Host]:
+    """A host with the given settings; what dead owners left in its state folder is removed first.
+
+    Args:
+        config: The settings; the defaults and the environment's where left out.
+        engine: What runs sandboxes; an OCI runtime's where left out.
+        state: What remembers sandboxes and snapshots; the state folder where left out.
+
+    Raises:
+        EngineUnavailableError: Sandboxes cannot run here; the message says what to do.
+        SandboxClientError: The state folder cannot be used.
+
+    Cancellation: Leaving removes every sandbox; that is shielded, and bounded by ``cleanup_limit_s`` for each.
+    """
+    config = config or HostConfig()
+    async with contextlib.AsyncExitStack() as stack:
+        if engine is None:
+            engine = default_engine(config)
+        if state is None:
+            store = await stack.enter_async_context(Store.open(config.state_dir))
+            await _clean(store, engine, config.state_dir)
+            state = await stack.enter_async_context(_default_state(config, store))
+        host = await stack.enter_async_context(_running(Host(config, engine, state)))
+        yield host
+
+
+def default_engine(config: HostConfig) -> Engine:
+    """The engine on an OCI runtime."""
+    from sandboxrt.engine.oci import OciEngine
+
+    return OciEngine(runtime=config.runtime)
+
+
+@contextlib.asynccontextmanager
+async def _default_state(config: HostConfig, store: Store) -> AsyncIterator[HostState]:
+    from sandboxrt.snapshots.library import SnapshotLibrary
+
+    async with SnapshotLibrary(store, config.state_dir, **config.snapshot_options) as library:
+        yield HostState(store, library)
+
+
+@contextlib.asynccontextmanager
+async def _running(host: Host) -> AsyncIterator[Host]:
+    try:
+        async with trio.open_nursery() as nursery:
+            host.nursery = nursery
+            try:
+                yield host
+            finally:
+                with trio.CancelScope(shield=True):
+                    await host.shut_down()
+                nursery.cancel_scope.cancel()
+    except BaseExceptionGroup as group:
+        # Sandboxes never raise, so what is in here alone is the caller's own exception.
+        if len(group.exceptions) == 1:
+            raise group.exceptions[0] from group.exceptions[0].__cause__
+        raise
+
+
+async def clean_leftovers(state_dir: Path | str, *, engine: Engine | None = None) -> list[str]:
+    """Remove the sandboxes that dead owners left in a state folder; living owners' are not touched.
+
+    Returns:
+        The names of the sandboxes that were removed.
+
+    Raises:
+        SandboxClientError: The folder cannot be used, or something could not be removed; the message names it.
+    """
+    state_dir = Path(state_dir)
+    async with Store.open(state_dir) as store:
+        removed, trouble = await _clean(store, engine or default_engine(HostConfig(state_dir=state_dir)), state_dir)
+    if trouble:
+        raise SandboxClientError("Some leftovers could not be removed: " + "; ".join(trouble))
+    return removed
+
+
+async def _clean(store: Store, engine: Engine, state_dir: Path) -> tuple[list[str], list[str]]:
+    removed: list[str] = []
+    trouble: list[str] = []
+    for owner_id in await store.dead_owners():
+        async with store.claim_owner(owner_id) as claimed:
+            if not claimed:
+                continue
+            failures = len(trouble)
+            for row in await store.sandboxes_of(owner_id):
+                try:
+                    await engine.discard(sandbox_dir(state_dir, row.engine_id))
+                except (OSError, RuntimeError, SandboxClientError) as error:
+                    trouble.append(f"{row.name}: {error}")
+                    continue
+                await store.remove_sandbox(row.id)
+                removed.append(row.name)
+            if len(trouble) == failures:
+                await store.forget_owner(owner_id)
+    return removed, trouble
+
+
+class Host:
+    """Creates, finds and removes sandboxes, and hands out what runs in them. Made by :func:`open_host`."""
+
+    def __init__(self, config: HostConfig, engine: Engine, state: HostState) -> None:
+        self.config = config
+        self.nursery: trio.Nursery | None = None
+        self._records = state.records
+        self._snapshots = state.snapshots
+        self._sandboxes: dict[str, Sandbox] = {}
+        self._workshop = Workshop(
+            config=config,
+            engine=engine,
+            records=state.records,
+            snapshots=state.snapshots,
+            creating=trio.CapacityLimiter(config.max_concurrent_creates),
+            removing=trio.CapacityLimiter(config.max_concurrent_deletes),
+            disk=trio.CapacityLimiter(4),
+            spilling=trio.CapacityLimiter(4),
+        )
+        self._closed = False
+
+    def __repr__(self) -> str:
+        return f"<Host with {len(self._sandboxes)} sandboxes in {str(self.config.state_dir)!r}>"
+
+    # -- sandboxes ---------------------------------------------------------------------------------------------------
+
+    async def create_sandbox(self, request: CreateSandbox) -> SandboxInfo:
+        """Make a sandbox; with a name that this host has already, wait for that one instead (a repeated create).
+
+        Raises:
+            ResourceNotFoundError: There is no such snapshot.
+            ResourceTimeoutError: It was not ready in ``timeout_s``; it is removed.
+            ResourceCreationError: It could not be made; nothing is left of it.
+            ResourceAlreadyExistsError: The name belongs to another process's sandbox.
+            ValidationError: A name or TTL that cannot be.
+            ValueError: Both a snapshot's id and its name were given.
+
+        Cancellation: atomic; what was made is removed, which is shielded and bounded.
+        """
+        _check(request)
+        while (sandbox := self._sandboxes.get(request.name)) is not None and sandbox.gone.is_set():
+            if sandbox.status is SandboxStatus.FAILED:
+                break
+            await sandbox.removed.wait()
+        if sandbox is not None:
+            await self._await_creation(sandbox, request)
+            return sandbox.info
+        sandbox = self._start(request)
+        try:
+            await self._await_creation(sandbox, request)
+        except BaseException:
+            with trio.CancelScope(shield=True):
+                sandbox.delete()
+                await sandbox.removed.wait()
+            raise
+        return sandbox.info
+
+    async def get_sandbox(self, name: str) -> SandboxInfo:
+        """One sandbox, by name or id; errors as :meth:`find` says."""
+        return (await self.find(name)).info
+
+    async def list_sandboxes(self) -> list[SandboxInfo]:
+        """The sandboxes of this host, oldest first."""
+        await trio.lowlevel.checkpoint()
+        return [sandbox.info for sandbox in self._sandboxes.values()]
+
+    async def update_sandbox(self, name: str, request: UpdateSandbox) -> SandboxInfo:
+        """Change a sandbox's name or TTLs.
+
+        Raises:
+            ResourceNameConflictError: The new name belongs to another sandbox.
+            ValidationError: A name or TTL that cannot be.
+        """
+        check_ttl("ttl_seconds", request.ttl_seconds)
+        check_ttl("idle_ttl_seconds", request.idle_ttl_seconds)
+        sandbox = await self.find(name)
+        await sandbox.recorded.wait()
+        new_name = request.new_name
+        if new_name is None or new_name == sandbox.name:
+            await sandbox.update(attrs.evolve(request, new_name=None))
+            return sandbox.info
+        _check_name(new_name)
+        if new_name in self._sandboxes:
+            raise ResourceNameConflictError(f"Sandbox name '{new_name}' already in use", "sandbox")
+        # Reserved before the store is asked, so that no create comes in between.
+        self._sandboxes[new_name] = sandbox
+        old_name = sandbox.name
+        try:
+            await sandbox.update(request)
+        finally:
+            self._sandboxes.pop(old_name if sandbox.name == new_name else new_name, None)
+        return sandbox.info
+
+    async def delete_sandbox(self, name: str) -> None:
+        """Remove a sandbox with all that runs in it.
+
+        Raises:
+            ResourceNotFoundError: There is none of that name or id.
+            SandboxClientError: Something of it could not be removed; the message names it.
+
+        Cancellation: The removal goes on; only the waiting ends.
+        """
+        sandbox = await self.find(name)
+        sandbox.delete()
+        await sandbox.removed.wait()
+        if sandbox.cleanup_error is not None:
+            raise sandbox.cleanup_error
+
+    async def sandbox_status(self, name: str) -> ResourceStatus:
+        """A sandbox's status and, if it failed, why."""
+        info = (await self.find(name)).info
+        return ResourceStatus(info.status, info.status_message)
+
+    async def wait_for_sandbox(self, name: str, timeout_s: float, poll_interval_s: float = 1.0) -> SandboxInfo:
+        """Wait until a sandbox is ready; nothing is polled here, so ``poll_interval_s`` has no effect.
+
+        Raises:
+            ResourceCreationError: It failed.
+            ResourceTimeoutError: It is not ready in time.
+        """
+        sandbox = await self.find(name)
+        await self._await_settled(sandbox, timeout_s)
+        if sandbox.error is not None:
+            raise ResourceCreationError(
+                str(sandbox.error) or "Sandbox provisioning failed",
+                "sandbox",
+                getattr(sandbox.error, "error_type", None),
+            )
+        return sandbox.info
+
+    async def find(self, name_or_id: str) -> Sandbox:
+        """The sandbox of that name or id.
+
+        Raises:
+            ResourceNotFoundError: There is none.
+            ResourceInUseError: It belongs to another process; use it there.
+        """
+        self._check_open()
+        sandbox = self._sandboxes.get(name_or_id) or self._by_id(name_or_id)
+        if sandbox is not None:
+            await trio.lowlevel.checkpoint()
+            return sandbox
+        missing = ResourceNotFoundError(f"Sandbox '{name_or_id}' not found", "sandbox")
+        try:
+            row = await self._records.find_sandbox(name_or_id)
+        except ResourceNotFoundError:
+            raise missing from None
+        if row.owner_id == self._records.owner_id or row.owner_id in await self._records.dead_owners():
+            raise missing
+        raise ResourceInUseError(
+            f"Sandbox '{row.name}' belongs to another running process, which alone can use it; "
+            "run a server to share sandboxes between processes",
+            "sandbox",
+            (row.owner_id,),
+        )
+
+    # -- snapshots ---------------------------------------------------------------------------------------------------
+
+    async def create_snapshot(self, request: CreateSnapshot) -> Snapshot:
+        """Begin to build a snapshot; it goes on by itself."""
+        self._check_open()
+        return await self._snapshots.create(request)
+
+    async def get_snapshot(self, snapshot_id: str) -> Snapshot:
+        """One snapshot. Raises ``ResourceNotFoundError``."""
+        self._check_open()
+        return await self._snapshots.get(snapshot_id)
+
+    async def list_snapshots(
+        self, name_contains: str | None = None, limit: int | None = None, offset: int | None = None
+    ) -> list[Snapshot]:
+        """A page of the snapshots."""
+        self._check_open()
+        return list(await self._snapshots.list(name_contains=name_contains, limit=limit, offset=offset))
+
+    async def delete_snapshot(self, snapshot_id: str) -> None:
+        """Remove a snapshot. Raises ``ResourceNotFoundError`` or ``ResourceInUseError``."""
+        self._check_open()
+        await self._snapshots.delete(snapshot_id)
+
+    async def wait_for_snapshot(self, snapshot_id: str, timeout_s: float, poll_interval_s: float = 2.0) -> Snapshot:
+        """Wait until a snapshot is ready. Raises ``ResourceCreationError`` or ``ResourceTimeoutError``."""
+        self._check_open()
+        return await self._snapshots.wait(snapshot_id, timeout_s)
+
+    # -- inside of a sandbox -----------------------------------------------------------------------------------------
+
+    async def attach(self, name: str, first: Execute | Reconnect) -> AnyAttachment:
+        """Start a command or attach to one; what goes wrong with the command comes as an ``ErrorFrame``.
+
+        Raises:
+            ResourceNotFoundError: There is no such sandbox.
+            SandboxNotReadyError: It is not ready.
+        """
+        return (await self.find(name)).attach(first)
+
+    async def read_file(self, name: str, path: str) -> bytes:
+        """The whole content of a file; errors as :func:`sandboxrt.host.files.read_file` says."""
+        return await (await self.find(name)).read_file(path)
+
+    async def write_file(self, name: str, path: str, content: AsyncIterator[bytes]) -> None:
+        """Replace or make a file; errors as :func:`sandboxrt.host.files.write_file` says."""
+        await (await self.find(name)).write_file(path, content)
+
+    async def isolation(self, name: str) -> IsolationReport:
+        """What isolation a sandbox really has."""
+        return (await self.find(name)).isolation()
+
+    # -- its own life ------------------------------------------------------------------------------------------------
+
+    async def shut_down(self) -> None:
+        """Remove every sandbox, as many at once as the configuration allows. No new ones are made."""
+        self._closed = True
+        sandboxes = set(self._sandboxes.values())
+        for sandbox in sandboxes:
+            sandbox.delete()
+        for sandbox in sandboxes:
+            await sandbox.removed.wait()
+
+    def _start(self, request: CreateSandbox) -> Sandbox:
+        self._check_open()
+        assert self.nursery is not None
+        sandbox = Sandbox(request, self._workshop)
+        self._sandboxes[request.name] = sandbox
+        self.nursery.start_soon(self._run, sandbox)
+        return sandbox
+
+    async def _run(self, sandbox: Sandbox) -> None:
+        try:
+            await sandbox.run()
+        finally:
+            for name in [name for name, known in self._sandboxes.items() if known is sandbox]:
+                del self._sandboxes[name]
+
+    async def _await_creation(self, sandbox: Sandbox, request: CreateSandbox) -> None:
+        if request.wait_for_ready:
+            await self._await_settled(sandbox, request.timeout_s)
+        else:
+            await sandbox.recorded.wait()
+        if sandbox.error is not None and (request.wait_for_ready or not sandbox.id):
+            raise sandbox.error
+        if sandbox.removed.is_set():
+            raise ResourceCreationError(f"Sandbox '{sandbox.name}' was deleted while it was made", "sandbox")
+
+    async def _await_settled(self, sandbox: Sandbox, timeout_s: float) -> None:
+        with trio.move_on_after(timeout_s):
+            await sandbox.settled.wait()
+        if not sandbox.settled.is_set():
+            raise ResourceTimeoutError(
+                f"Sandbox '{sandbox.name}' not ready after {timeout_s:g}s", "sandbox", sandbox.status.value
+            )
+
+    def _by_id(self, sandbox_id: str) -> Sandbox | None:
+        return next((s for s in self._sandboxes.values() if s.id and s.id == sandbox_id), None)
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise ClientClosedError("The host is closed")
+
+
+def _check(request: CreateSandbox) -> None:
+    if request.snapshot_id is not None and request.snapshot_name is not None:
+        raise ValueError("Give either snapshot_id or snapshot_name, not both")
+    _check_name(request.name)
+    check_ttl("ttl_seconds", request.ttl_seconds)
+    check_ttl("idle_ttl_seconds", request.idle_ttl_seconds)
+
+
+def _check_name(name: str) -> None:
+    if not _NAME.fullmatch(name):
+        raise ValidationError(
+            f"Sandbox name {name!r} is not possible: use 1 to 63 letters, digits, '-', '_' or '.', "
+            "beginning with a letter or digit",
+            "name",
+        )

@@ -1,0 +1,39 @@
+"""When a sandbox is deleted by itself: the deadline as a pure function of what was recorded.
+
+Source: protocol.md §2.3 (TTL rule and TTL semantics of the seed).
+"""
+
+from __future__ import annotations
+
+import math
+
+from sandboxrt.errors import ValidationError
+
+__all__ = ["check_ttl", "expiry"]
+
+
+def expiry(
+    *, created_at: float, last_active_at: float, busy: bool, ttl_seconds: int | None, idle_ttl_seconds: int | None
+) -> float:
+    """When the sandbox has to go, on the clock of the given times; infinite when nothing limits its life.
+
+    Args:
+        created_at: When it was made.
+        last_active_at: When a command or file operation last began or ended.
+        busy: Whether one is going on: the idle limit then does not count.
+        ttl_seconds: Longest life; ``None`` or 0 = no limit.
+        idle_ttl_seconds: Longest time without activity, likewise.
+    """
+    absolute = created_at + ttl_seconds if ttl_seconds else math.inf
+    idle = last_active_at + idle_ttl_seconds if idle_ttl_seconds and not busy else math.inf
+    return min(absolute, idle)
+
+
+def check_ttl(field: str, value: int | None) -> None:
+    """Refuse a TTL that the protocol does not know.
+
+    Raises:
+        ValidationError: It is negative or no multiple of 60.
+    """
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 0 or value % 60):
+        raise ValidationError(f"{field} must be 0 or a multiple of 60 seconds, not {value!r}", field)

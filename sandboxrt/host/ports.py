@@ -1,0 +1,117 @@
+"""What a host needs from the state folder: the sandboxes it remembers and the snapshots it starts them from.
+
+``store.py`` and ``snapshots`` fill these in on disk, ``testing/state.py`` in memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+from sandboxrt.engine.base import Layer
+from sandboxrt.host.launch import ImageSettings
+from sandboxrt.models import Isolation, Limits, Snapshot
+from sandboxrt.protocol.rest import CreateSnapshot
+from sandboxrt.store import SandboxRow
+
+__all__ = ["SandboxRecords", "SnapshotContents", "Snapshots"]
+
+
+class SandboxRecords(Protocol):
+    """The sandboxes of one state folder, as this owner sees them. Every coroutine is one transaction."""
+
+    @property
+    def owner_id(self) -> str:
+        """Who this process is among those that share the folder."""
+        ...
+
+    async def add_sandbox(
+        self,
+        *,
+        name: str,
+        snapshot_id: str,
+        limits: Limits,
+        status: str = "provisioning",
+        require: frozenset[Isolation] | None = None,
+        allow_unenforced_limits: bool = False,
+        ttl_seconds: int | None = None,
+        idle_ttl_seconds: int | None = None,
+        env: Mapping[str, str] | None = None,
+    ) -> SandboxRow:
+        """Record a new sandbox of this owner and give it a uid block. Raises ``ResourceAlreadyExistsError``."""
+        ...
+
+    async def set_sandbox_status(self, name_or_id: str, status: str, message: str | None = None) -> SandboxRow:
+        """Change its status and message."""
+        ...
+
+    async def update_sandbox(
+        self,
+        name_or_id: str,
+        *,
+        new_name: str | None = None,
+        ttl_seconds: int | None = None,
+        idle_ttl_seconds: int | None = None,
+    ) -> SandboxRow:
+        """Change its name or TTLs; ``None`` leaves as is."""
+        ...
+
+    async def remove_sandbox(self, name_or_id: str) -> None:
+        """Forget it and free its uid block; harmless when it is gone."""
+        ...
+
+    async def dead_owners(self) -> tuple[str, ...]:
+        """Owners that are gone and left something."""
+        ...
+
+    async def find_sandbox(self, name_or_id: str) -> SandboxRow:
+        """By name or id, whoever owns it. Raises ``ResourceNotFoundError``."""
+        ...
+
+
+class SnapshotContents(Protocol):
+    """What a sandbox is started from."""
+
+    @property
+    def layers(self) -> tuple[Layer, ...]:
+        """Topmost first."""
+        ...
+
+    @property
+    def config(self) -> ImageSettings:
+        """How its commands run."""
+        ...
+
+
+class Snapshots(Protocol):
+    """The snapshots of one state folder."""
+
+    async def create(self, request: CreateSnapshot) -> Snapshot:
+        """Begin to build one."""
+        ...
+
+    async def get(self, id_or_name: str) -> Snapshot:
+        """By id or name. Raises ``ResourceNotFoundError``."""
+        ...
+
+    async def list(
+        self, *, name_contains: str | None = None, limit: int | None = None, offset: int | None = None
+    ) -> Sequence[Snapshot]:
+        """A page of them."""
+        ...
+
+    async def delete(self, snapshot_id: str) -> None:
+        """Remove one. Raises ``ResourceNotFoundError`` or ``ResourceInUseError``."""
+        ...
+
+    async def wait(self, snapshot_id: str, timeout_s: float) -> Snapshot:
+        """Wait until it is ready. Raises ``ResourceCreationError`` or ``ResourceTimeoutError``."""
+        ...
+
+    async def host_snapshot(self) -> Snapshot:
+        """The built-in one, made from this machine's own files."""
+        ...
+
+    async def use(self, snapshot_id: str) -> SnapshotContents:
+        """What to start a sandbox from."""
+        ...

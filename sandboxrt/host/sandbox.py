@@ -1,0 +1,441 @@
+"""The sandbox actor: one container from its making to its removal, and everything that runs in it.
+
+Its task is :meth:`Sandbox.run`, which a host owns. It makes the container, serves until the container dies or somebody
+asks for deletion, and removes all that was made, whatever happened before. What goes wrong here ends this sandbox and
+what runs in it, with errors that its users see; it never reaches a sibling.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import enum
+import logging
+from collections.abc import AsyncIterator, Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import attrs
+import trio
+
+from sandboxrt.actors import RestartPolicy, sole_error, supervise
+from sandboxrt.engine.base import Container, ContainerSpec, Engine, Identity, Process
+from sandboxrt.errors import ResourceCreationError, SandboxClientError, SandboxNotReadyError, SandboxOperationError
+from sandboxrt.host.attachment import AnyAttachment
+from sandboxrt.host.command import Command, StartError
+from sandboxrt.host.config import HostConfig
+from sandboxrt.host.files import read_file, resolve_path, write_file
+from sandboxrt.host.launch import Launcher
+from sandboxrt.host.lifetime import expiry
+from sandboxrt.host.ports import SandboxRecords, Snapshots
+from sandboxrt.host.sessions import SessionTable
+from sandboxrt.host.spill import SpillFile, SpillQuota
+from sandboxrt.host.stream import OutputStream
+from sandboxrt.models import IsolationReport
+from sandboxrt.protocol.exec import ErrorFrame, Execute, Reconnect
+from sandboxrt.protocol.output import ReplayBuffer
+from sandboxrt.protocol.rest import CreateSandbox, SandboxInfo, UpdateSandbox
+from sandboxrt.store import SandboxRow, run_blocking
+
+__all__ = ["Sandbox", "SandboxStatus", "Workshop", "sandbox_dir"]
+
+_log = logging.getLogger("sandboxrt.host")
+_SERVANT = RestartPolicy(max_restarts=3, within_s=60.0)
+
+
+class SandboxStatus(enum.Enum):
+    """Where a sandbox is in its life; the values are the protocol's words."""
+
+    PROVISIONING = "provisioning"
+    READY = "ready"
+    FAILED = "failed"
+    DELETING = "deleting"
+
+
+@attrs.frozen(kw_only=True)
+class Workshop:
+    """What all sandboxes of a host share: the tools to make one with, and the turns to take."""
+
+    config: HostConfig
+    engine: Engine
+    records: SandboxRecords
+    snapshots: Snapshots
+    creating: trio.CapacityLimiter
+    removing: trio.CapacityLimiter
+    disk: trio.CapacityLimiter
+    spilling: trio.CapacityLimiter
+
+
+def sandbox_dir(state_dir: Path, engine_id: str) -> Path:
+    """The folder of one sandbox."""
+    return state_dir / "sandboxes" / engine_id
+
+
+class _DiedError(Exception):
+    """The container ended by itself."""
+
+
+class Sandbox:
+    """One sandbox of a host.
+
+    Args:
+        request: What its creator asked for.
+        workshop: The host's.
+    """
+
+    def __init__(self, request: CreateSandbox, workshop: Workshop) -> None:
+        self.request = request
+        self.name = request.name
+        self.status = SandboxStatus.PROVISIONING
+        self.recorded = trio.Event()
+        """Set once the store knows it, or it has failed before."""
+        self.settled = trio.Event()
+        """Set once it is ready or has failed."""
+        self.gone = trio.Event()
+        """Set once what runs in it is ended: its container died, or it is being deleted."""
+        self.removed = trio.Event()
+        """Set once nothing of it is left (or what is left was reported)."""
+        self.error: SandboxClientError | None = None
+        """Why it failed."""
+        self.cleanup_error: SandboxClientError | None = None
+        """What of it could not be removed."""
+        self._shop = workshop
+        self._row: SandboxRow | None = None
+        self._container: Container | None = None
+        self._launcher: Launcher | None = None
+        self._folder: Path | None = None
+        self._scope = trio.CancelScope()
+        self._nursery: trio.Nursery | None = None
+        self._sessions = SessionTable(self._new_command, self._start_command, workshop.config.sessions)
+        self._quota = SpillQuota(workshop.config.spill_quota_bytes)
+        self._lifetime_changed = trio.lowlevel.ParkingLot()
+        self._created_at = trio.current_time()
+        self._last_active_at = self._created_at
+        self._file_operations = 0
+
+    def __repr__(self) -> str:
+        return f"<Sandbox {self.name!r} {self.status.value} with {self._sessions.running} commands>"
+
+    @property
+    def id(self) -> str:
+        """Its id, once recorded; empty before."""
+        return self._row.id if self._row is not None else ""
+
+    @property
+    def info(self) -> SandboxInfo:
+        """What users see of it at this moment."""
+        row = self._row
+        limits = self.request.limits
+        deadline = self._expires_at()
+        return SandboxInfo(
+            id=self.id,
+            name=self.name,
+            status=self.status.value,
+            status_message=str(self.error) if self.error is not None else None,
+            created_at=row.created_at if row else None,
+            updated_at=row.updated_at if row else None,
+            ttl_seconds=row.ttl_seconds if row else None,
+            idle_ttl_seconds=row.idle_ttl_seconds if row else None,
+            expires_at=_wall_clock(deadline) if deadline < float("inf") else None,
+            snapshot_id=row.snapshot_id if row else None,
+            vcpus=limits.vcpus,
+            mem_bytes=limits.mem_bytes,
+            fs_capacity_bytes=limits.disk_bytes,
+        )
+
+    # -- its task ----------------------------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Make it, serve, remove it. Never raises but when cancelled from outside, and then removes it as well."""
+        try:
+            with self._scope:
+                try:
+                    await self._provision()
+                    await self._serve()
+                except Exception as error:  # noqa: BLE001  its failure is its users' news, and nobody else's
+                    await self._fail(sole_error(error))
+                    await trio.sleep_forever()
+        finally:
+            self.status = SandboxStatus.DELETING
+            self.gone.set()
+            with trio.CancelScope(shield=True):
+                await self._remove()
+            self.recorded.set()
+            self.settled.set()
+            self.removed.set()
+
+    def delete(self) -> None:
+        """Ask for its end. Never waits; ``removed`` tells when it is done."""
+        self.status = SandboxStatus.DELETING
+        self.gone.set()
+        self._scope.cancel()
+
+    async def _provision(self) -> None:
+        shop, request = self._shop, self.request
+        snapshot_id = await self._snapshot_id()
+        self._row = row = await shop.records.add_sandbox(
+            name=request.name,
+            snapshot_id=snapshot_id,
+            limits=request.limits,
+            require=request.require,
+            allow_unenforced_limits=request.allow_unenforced_limits,
+            ttl_seconds=request.ttl_seconds,
+            idle_ttl_seconds=request.idle_ttl_seconds,
+            env=request.env,
+        )
+        self.recorded.set()
+        async with shop.creating:
+            contents = await shop.snapshots.use(snapshot_id)
+            self._folder = folder = sandbox_dir(shop.config.state_dir, row.engine_id)
+            await run_blocking(shop.disk, lambda: folder.mkdir(mode=0o700, parents=True, exist_ok=True))
+            self._container = await shop.engine.create(
+                ContainerSpec(
+                    id=row.engine_id,
+                    hostname=_hostname(request.name),
+                    uid_base=row.uid_base,
+                    layers=contents.layers,
+                    state_dir=folder,
+                    limits=request.limits,
+                    require=shop.config.require if request.require is None else request.require,
+                    allow_unenforced_limits=request.allow_unenforced_limits,
+                )
+            )
+        self._launcher = Launcher(
+            self._container, contents.config, request.env, _hostname(request.name), request.limits.pids
+        )
+        self.status = SandboxStatus.READY
+        self.touch()
+        self.settled.set()
+
+    async def _snapshot_id(self) -> str:
+        if self.request.snapshot_id is not None:
+            return self.request.snapshot_id
+        if self.request.snapshot_name is not None:
+            return (await self._shop.snapshots.get(self.request.snapshot_name)).id
+        return (await self._shop.snapshots.host_snapshot()).id
+
+    async def _serve(self) -> None:
+        assert self._container is not None
+        async with trio.open_nursery() as nursery:
+            self._nursery = nursery
+            nursery.start_soon(supervise, self._sessions.run, self._servant_failed, _SERVANT)
+            nursery.start_soon(supervise, self._watch_lifetime, self._servant_failed, _SERVANT)
+            nursery.start_soon(supervise, self._record_ready, self._servant_failed, _SERVANT)
+            reason = await self._container.wait_dead()
+            self.status = SandboxStatus.FAILED
+            self.error = SandboxClientError(f"Sandbox '{self.name}' died: {reason}")
+            self.gone.set()
+            nursery.cancel_scope.cancel()
+        raise _DiedError
+
+    async def _record_ready(self) -> None:
+        self._row = await self._shop.records.set_sandbox_status(self.id, "ready")
+
+    async def _watch_lifetime(self) -> None:
+        while True:
+            deadline = self._expires_at()
+            if deadline <= trio.current_time():
+                self.delete()
+                return
+            with trio.move_on_at(deadline):
+                await self._lifetime_changed.park()
+
+    def _servant_failed(self, error: Exception) -> None:
+        _log.error("sandbox %s goes on without one of its own tasks", self.name, exc_info=error)
+
+    async def _fail(self, error: Exception) -> None:
+        self.status = SandboxStatus.FAILED
+        if not isinstance(error, _DiedError):
+            self.error = _public(error, self.name)
+        assert self.error is not None
+        self.gone.set()
+        self.recorded.set()
+        with self._noting_trouble():
+            await self._free()
+        if self._row is not None:
+            with self._noting_trouble():
+                self._row = await self._shop.records.set_sandbox_status(self.id, "failed", str(self.error))
+        self.settled.set()
+
+    async def _remove(self) -> None:
+        async with self._shop.removing:
+            with trio.CancelScope(deadline=trio.current_time() + self._shop.config.cleanup_limit_s) as scope:
+                with self._noting_trouble():
+                    await self._free()
+                if self._row is not None and self.cleanup_error is None:
+                    with self._noting_trouble():
+                        await self._shop.records.remove_sandbox(self.id)
+            if scope.cancelled_caught:
+                self._note_trouble(f"not done after {self._shop.config.cleanup_limit_s:g} seconds")
+
+    async def _free(self) -> None:
+        """Give back what the host holds for it; the record stays."""
+        await self._sessions.aclose()
+        try:
+            if self._container is not None:
+                await self._container.close()
+                self._container = None
+        finally:
+            if self._folder is not None:
+                await self._shop.engine.discard(self._folder)
+                self._folder = None
+
+    @contextlib.contextmanager
+    def _noting_trouble(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # noqa: BLE001  a clean-up goes on with what it can do
+            self._note_trouble(str(sole_error(error)))
+
+    def _note_trouble(self, text: str) -> None:
+        self.cleanup_error = SandboxClientError(
+            f"Sandbox '{self.name}' could not be removed completely: {text}. "
+            "The next start, or `sandboxrt doctor --clean`, tries again"
+        )
+        _log.error("%s", self.cleanup_error)
+
+    # -- what users do with it ---------------------------------------------------------------------------------------
+
+    def attach(self, first: Execute | Reconnect) -> AnyAttachment:
+        """Start a command or attach to one.
+
+        Raises:
+            SandboxNotReadyError: It is not ready.
+        """
+        self._ready()
+        self.touch()
+        return self._sessions.attach(first)
+
+    async def read_file(self, path: str) -> bytes:
+        """The whole content of a regular file; errors as :func:`sandboxrt.host.files.read_file` says."""
+        resolve_path(path)
+        with self._file_operation("read") as container:
+            return await read_file(container, self.name, path, await self._file_owner("read"))
+
+    async def write_file(self, path: str, content: AsyncIterator[bytes]) -> None:
+        """Replace or make a file; errors as :func:`sandboxrt.host.files.write_file` says."""
+        resolve_path(path)
+        with self._file_operation("write") as container:
+            await write_file(container, path, content, await self._file_owner("write"))
+
+    def isolation(self) -> IsolationReport:
+        """What isolation it really has.
+
+        Raises:
+            SandboxNotReadyError: It is not ready.
+        """
+        return self._ready()[0].report
+
+    async def update(self, request: UpdateSandbox) -> None:
+        """Change its name or TTLs; the deadlines count from now on."""
+        self._row = row = await self._shop.records.update_sandbox(
+            self.id,
+            new_name=request.new_name,
+            ttl_seconds=request.ttl_seconds,
+            idle_ttl_seconds=request.idle_ttl_seconds,
+        )
+        self.name = row.name
+        self.touch()
+
+    def touch(self) -> None:
+        """Something happens in it: the idle time begins anew."""
+        self._last_active_at = trio.current_time()
+        self._lifetime_changed.unpark_all()
+
+    def _ready(self) -> tuple[Container, Launcher]:
+        if self.status is not SandboxStatus.READY or self._container is None or self._launcher is None:
+            why = f": {self.error}" if self.error is not None else ""
+            raise SandboxNotReadyError(f"Sandbox '{self.name}' is not ready (status: {self.status.value}){why}")
+        return self._container, self._launcher
+
+    @contextlib.contextmanager
+    def _file_operation(self, operation: str) -> Iterator[Container]:
+        container, _ = self._ready()
+        self._file_operations += 1
+        self.touch()
+        try:
+            yield container
+        except (OSError, trio.BrokenResourceError) as error:
+            if self.gone.is_set():
+                raise SandboxOperationError(self.end_frame().error, operation, self.end_frame().error_type) from error
+            raise SandboxOperationError(f"Cannot {operation}: {error}", operation, "OSError") from error
+        finally:
+            self._file_operations -= 1
+            self.touch()
+
+    async def _file_owner(self, operation: str) -> Identity:
+        _, launcher = self._ready()
+        try:
+            return (await launcher.default_user()).identity
+        except StartError as error:
+            raise SandboxOperationError(error.frame.error, operation, error.frame.error_type) from error
+
+    def _expires_at(self) -> float:
+        row = self._row
+        if row is None:
+            return float("inf")
+        return expiry(
+            created_at=self._created_at,
+            last_active_at=self._last_active_at,
+            busy=self._sessions.running > 0 or self._file_operations > 0,
+            ttl_seconds=row.ttl_seconds,
+            idle_ttl_seconds=row.idle_ttl_seconds,
+        )
+
+    # -- what commands need of it (CommandSurroundings) --------------------------------------------------------------
+
+    def end_frame(self) -> ErrorFrame:
+        """What readers of its commands are told when it ended them."""
+        if self.status is SandboxStatus.DELETING:
+            return ErrorFrame(f"Sandbox '{self.name}' was deleted while the command ran", "SandboxDeleted")
+        return ErrorFrame(str(self.error or f"Sandbox '{self.name}' is gone"), "SandboxDied")
+
+    async def start(self, request: Execute) -> Process:
+        """Start a program in it. Raises :class:`StartError`."""
+        if self._launcher is None:
+            raise StartError(self.end_frame())
+        return await self._launcher.start(request)
+
+    async def oom_kills(self) -> int:
+        """The container's count of processes killed for lack of memory."""
+        return await self._container.oom_kills() if self._container is not None else 0
+
+    def _new_command(self, command_id: str, request: Execute, on_finished: Callable[[Command], None]) -> Command:
+        def finished(command: Command) -> None:
+            on_finished(command)
+            self.touch()
+
+        return Command(command_id, request, self, self._shop.config.command, self._new_stream, finished)
+
+    def _new_stream(self, on_change: Callable[[], None]) -> OutputStream:
+        assert self._folder is not None
+        settings = self._shop.config.command
+        return OutputStream(
+            ReplayBuffer(settings.replay_memory_bytes, settings.replay_spill_bytes),
+            SpillFile(self._folder, self._quota, self._shop.spilling),
+            on_change,
+        )
+
+    def _start_command(self, command: Command) -> None:
+        assert self._nursery is not None
+
+        def failed(error: Exception) -> None:
+            _log.error("command %s of sandbox %s failed in the host", command.id, self.name, exc_info=error)
+            command.fail(ErrorFrame(f"The host failed to look after the command: {error}", "InternalError"))
+
+        self._nursery.start_soon(supervise, command.run, failed)
+
+
+def _public(error: Exception, name: str) -> SandboxClientError:
+    if isinstance(error, SandboxClientError):
+        return error
+    _log.error("sandbox %s failed in the host", name, exc_info=error)
+    return ResourceCreationError(f"Sandbox '{name}' failed: {error}", "sandbox", type(error).__name__)
+
+
+def _hostname(name: str) -> str:
+    return name[:63].rstrip("-.") or "sandbox"
+
+
+def _wall_clock(deadline: float) -> str:
+    at = datetime.now(UTC) + timedelta(seconds=deadline - trio.current_time())
+    return at.isoformat(timespec="milliseconds").replace("+00:00", "Z")

@@ -1,0 +1,165 @@
+"""The commands of one sandbox: found by id, started once, kept for a while after their end, forgotten within bounds."""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import math
+import uuid
+from collections import OrderedDict
+from collections.abc import Callable
+
+import attrs
+import trio
+
+from sandboxrt.host.attachment import CommandAttachment, RefusedAttachment
+from sandboxrt.host.command import Command
+from sandboxrt.protocol.exec import ErrorFrame, Execute, Reconnect
+
+__all__ = ["SessionLimits", "SessionTable"]
+
+_REMEMBERED_IDS = 1000
+
+
+@attrs.frozen(kw_only=True)
+class SessionLimits:
+    """How many sessions a sandbox keeps.
+
+    Attributes:
+        running: Commands that run at once; one more is refused.
+        finished: Finished sessions kept, oldest finished first to go.
+        finished_bytes: Memory that the output of finished sessions may take together.
+    """
+
+    running: int = 256
+    finished: int = 1000
+    finished_bytes: int = 128 * 1024**2
+
+
+class SessionTable:
+    """Finds, starts and forgets the commands of one sandbox. Everything but :meth:`run` is immediate.
+
+    Args:
+        new_command: Makes a command that is not running yet and calls back when it has finished.
+        start: Gives a command its task.
+        limits: The bounds.
+    """
+
+    def __init__(
+        self,
+        new_command: Callable[[str, Execute, Callable[[Command], None]], Command],
+        start: Callable[[Command], None],
+        limits: SessionLimits,
+    ) -> None:
+        self._new_command = new_command
+        self._start = start
+        self._limits = limits
+        self._commands: dict[str, Command] = {}
+        self._finished: OrderedDict[str, tuple[Command, int]] = OrderedDict()
+        self._expired: OrderedDict[str, None] = OrderedDict()
+        self._deadlines: list[tuple[float, int, Command]] = []
+        self._order = itertools.count()
+        self._forgotten: list[Command] = []
+        self._changed = trio.lowlevel.ParkingLot()
+        self._held_bytes = 0
+
+    def __len__(self) -> int:
+        return len(self._commands)
+
+    @property
+    def running(self) -> int:
+        """How many commands have not finished."""
+        return len(self._commands) - len(self._finished)
+
+    def attach(self, first: Execute | Reconnect) -> CommandAttachment | RefusedAttachment:
+        """Attach to the command that ``first`` names, started now if it is new.
+
+        ``Execute`` with a known id attaches from offset 0, whatever its other fields say: it is the repetition of the
+        first one. With another command text it is a clash of ids, and refused.
+        """
+        if isinstance(first, Reconnect):
+            command = self._commands.get(first.command_id)
+            if command is None:
+                return RefusedAttachment(self._missing(first.command_id))
+            return command.attach(first.stdout_offset, first.stderr_offset)
+        command_id = first.command_id or uuid.uuid4().hex
+        command = self._commands.get(command_id)
+        if command is not None:
+            if command.request.command != first.command:
+                return RefusedAttachment(
+                    ErrorFrame(f"Command id '{command_id}' belongs to another command already", "CommandIdConflict")
+                )
+            return command.attach()
+        if self.running >= self._limits.running:
+            return RefusedAttachment(
+                ErrorFrame(f"The sandbox runs {self.running} commands at once already, which is its limit")
+            )
+        command = self._new_command(command_id, first, self._on_finished)
+        self._commands[command_id] = command
+        self._start(command)
+        return command.attach()
+
+    async def run(self) -> None:
+        """Forget finished sessions when their time has come. Runs until cancelled."""
+        while True:
+            while self._forgotten:
+                await self._forgotten[-1].aclose()
+                self._forgotten.pop()
+            deadline = self._deadlines[0][0] if self._deadlines else math.inf
+            if deadline <= trio.current_time():
+                _, _, command = heapq.heappop(self._deadlines)
+                if self._commands.get(command.id) is command:
+                    self._forget(command)
+                continue
+            with trio.move_on_at(deadline):
+                await self._changed.park()
+
+    async def aclose(self) -> None:
+        """Free what the sessions hold on disk. No command runs any more."""
+        for command in (*self._commands.values(), *self._forgotten):
+            await command.aclose()
+        self._forgotten.clear()
+
+    def _missing(self, command_id: str) -> ErrorFrame:
+        if command_id in self._expired:
+            return ErrorFrame(f"Session expired: {command_id}", "SessionExpired")
+        return ErrorFrame(f"Command not found: {command_id}", "CommandNotFound")
+
+    def _on_finished(self, command: Command) -> None:
+        if command.pid is None:
+            # Nothing was started, so a repetition may try again.
+            self._forget(command, remember=False)
+            return
+        held_bytes = command.memory_used_bytes
+        self._finished[command.id] = (command, held_bytes)
+        self._held_bytes += held_bytes
+        self._schedule(command)
+        while len(self._finished) > 1 and (
+            len(self._finished) > self._limits.finished or self._held_bytes > self._limits.finished_bytes
+        ):
+            self._forget(next(iter(self._finished.values()))[0])
+
+    def _schedule(self, command: Command) -> None:
+        deadline = command.lifecycle.deadline
+        if deadline == math.inf:
+            return
+        if len(self._deadlines) > 2 * self._limits.finished:
+            # Entries of sessions that went before their time would otherwise pile up.
+            self._deadlines = [entry for entry in self._deadlines if entry[2].id in self._finished]
+            heapq.heapify(self._deadlines)
+        entry = (deadline, next(self._order), command)
+        heapq.heappush(self._deadlines, entry)
+        if self._deadlines[0] is entry:
+            self._changed.unpark_all()
+
+    def _forget(self, command: Command, *, remember: bool = True) -> None:
+        self._commands.pop(command.id, None)
+        _, held_bytes = self._finished.pop(command.id, (None, 0))
+        self._held_bytes -= held_bytes
+        command.forget()
+        self._forgotten.append(command)
+        if remember:
+            self._expired[command.id] = None
+            if len(self._expired) > _REMEMBERED_IDS:
+                self._expired.popitem(last=False)
+        self._changed.unpark_all()
