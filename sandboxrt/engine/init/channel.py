@@ -85,6 +85,11 @@ class InitChannel:
         """How the container's users appear on the host."""
         return self._ids
 
+    @property
+    def is_dead(self) -> bool:
+        """Whether the first process is gone, or no longer believed."""
+        return self._reason is not None
+
     # -- life ------------------------------------------------------------------------------------------------------
 
     async def serve(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:

@@ -135,6 +135,8 @@ def _write_all(fd: int, chunk: bytes) -> None:
 async def _abandon(channel: InitChannel, gate: RecordSocket) -> None:
     """Tell the child that nothing will come, and wait until it has removed its temporary file."""
     gate.end_sending()
+    if channel.is_dead:
+        return
     try:
         while (message := await gate.receive()) is not None:
             if message.fd is not None:

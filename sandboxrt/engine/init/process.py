@@ -259,6 +259,8 @@ def _failure(message: Message, subject: str) -> SpawnFailedError | ExecFailedErr
 
 async def _undo(channel: InitChannel, job: Job, gate: RecordSocket) -> None:
     """End a child wherever it is, and wait until it was reaped."""
+    if channel.is_dead:
+        return  # the kernel ends it with its container
     await channel.signal(job, signal.SIGKILL)
     try:
         while (message := await gate.receive()) is not None:
