@@ -16,9 +16,9 @@
  *
  * System calls (the container's seccomp filter must allow them): poll, signalfd4, recvmsg, sendmsg, wait4, kill,
  * clone/fork, close, close_range, exit_group, prctl, rt_sigprocmask, rt_sigaction, getpid, openat/open, openat2, read,
- * write, fstat/newfstatat, fstatfs, mmap, munmap, brk, fcntl, setsid, ioctl, fchown, dup2/dup3, setgroups, setresgid,
+ * write, pwrite64, fstat/newfstatat, fstatfs, mmap, munmap, brk, fcntl, setsid, ioctl, fchown, dup2/dup3, setgroups, setresgid,
  * setresuid, chdir, execve, mkdir/mkdirat, readlinkat, fchmod, unlinkat, renameat/renameat2, getrandom, umask, socket;
- * and what libc's start-up uses: arch_prctl, set_tid_address, set_robust_list, rseq, prlimit64, mprotect, gettid.
+ * and what libc's start-up uses: arch_prctl, set_tid_address, set_robust_list, rseq, prlimit64, mprotect, readlink, gettid.
  */
 #define _GNU_SOURCE
 #include <errno.h>
