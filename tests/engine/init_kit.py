@@ -156,9 +156,11 @@ def open_fds() -> dict[int, str]:
 
 
 def children(pid: int | None = None) -> set[int]:
-    return {
-        int(word) for word in Path(f"/proc/{pid or os.getpid()}/task/{pid or os.getpid()}/children").read_text().split()
-    }
+    pid = pid or os.getpid()
+    try:
+        return {int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()}
+    except (FileNotFoundError, ProcessLookupError):
+        return set()
 
 
 @contextmanager

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import signal
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 
 import attrs
@@ -130,6 +133,42 @@ async def test_a_spawn_cancelled_while_the_program_would_run_forever() -> None:
             assert repr(inside.channel) == "<InitChannel 0 jobs>"
 
         await at_every_step(inside, job, check)
+
+
+@attrs.define
+class TreeGroup(SlowGroup):
+    """A group that holds everything the first process has below it, whatever session it is in."""
+
+    init_pid: int = 0
+
+    async def kill(self) -> None:
+        # Bounded, and twice over, because what is forked meanwhile moves up to the first process.
+        for _ in range(100):
+            pids = children(self.init_pid)
+            for pid in pids:
+                pids = pids | children(pid)
+            for pid in pids:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            if not pids:
+                return
+            await trio.sleep(0.002)
+
+
+async def test_a_spawn_cancelled_when_its_program_has_left_the_process_group() -> None:
+    async with container() as inside:
+        (first,) = children(inside.launcher.pid)
+
+        async def job() -> None:
+            group = TreeGroup(init_pid=first)
+            process = await inside.channel.spawn(shell("setsid sleep 1000 & sleep 1000"), group)
+            await process.aclose()
+            assert group.removed == 1
+
+        async def check() -> None:
+            assert repr(inside.channel) == "<InitChannel 0 jobs>"
+
+        assert await at_every_step(inside, job, check) >= 1
 
 
 async def test_a_failing_spawn() -> None:

@@ -319,4 +319,4 @@ async def test_a_group_that_cannot_be_joined_leaves_nothing() -> None:
         group = HostGroup()
         with pytest.raises(ExecFailedError):
             await inside.channel.spawn(ProcessSpec(argv=("/no",), env=ENV, cwd="/", identity=USER), group)
-        assert group.calls == ["remove"]
+        assert group.calls == ["kill", "wait_empty", "remove"]

@@ -14,11 +14,12 @@
  * Nothing in here can be traced or robbed of a descriptor by the processes of the sandbox: pid 1 is not dumpable, its
  * children inherit that, and exec gives it up only after every descriptor but 0, 1 and 2 is closed.
  *
- * System calls (the container's seccomp filter must allow them): poll, signalfd4, recvmsg, sendmsg, wait4, kill,
- * clone/fork, close, close_range, exit_group, prctl, rt_sigprocmask, rt_sigaction, getpid, openat/open, openat2, read,
- * write, pwrite64, fstat/newfstatat, fstatfs, mmap, munmap, brk, fcntl, setsid, ioctl, fchown, dup2/dup3, setgroups, setresgid,
- * setresuid, chdir, execve, mkdir/mkdirat, readlinkat, fchmod, unlinkat, renameat/renameat2, getrandom, umask, socket;
- * and what libc's start-up uses: arch_prctl, set_tid_address, set_robust_list, rseq, prlimit64, mprotect, readlink, gettid.
+ * System calls (the container's seccomp filter must allow them): poll, signalfd4, recvmsg, recvfrom, sendmsg, wait4,
+ * kill, clone/fork, close, close_range, exit_group, prctl, rt_sigprocmask, rt_sigaction, getpid, openat/open, openat2,
+ * read, write, pwrite64, fstat/newfstatat, fstatfs, mmap, munmap, brk, fcntl, setsid, ioctl, fchown, dup2/dup3,
+ * setgroups, setresgid, setresuid, chdir, execve, mkdir/mkdirat, readlinkat, fchmod, unlinkat, renameat/renameat2,
+ * getrandom, umask, socket; and what libc's start-up uses: arch_prctl, set_tid_address, set_robust_list, rseq,
+ * prlimit64, mprotect, readlink, gettid.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -566,7 +567,8 @@ static void signal_job(const struct request *req)
 
 static void handle(const struct request *req, const int *fds, int fd_count)
 {
-    static const int plain_fds[] = {[REQ_SPAWN] = 5, [REQ_OPEN] = 2, [REQ_REPLACE] = 2, [REQ_SOCKET] = 1, [REQ_SIGNAL] = 0};
+    static const int plain_fds[] = {
+        [REQ_SPAWN] = 5, [REQ_OPEN] = 2, [REQ_REPLACE] = 2, [REQ_SOCKET] = 1, [REQ_SIGNAL] = 0};
 
     if (req->magic != MAGIC || req->kind < REQ_SPAWN || req->kind > REQ_SIGNAL || req->group_count > MAX_GROUPS)
         return;

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import select
@@ -115,7 +116,8 @@ async def spawn(channel: InitChannel, spec: ProcessSpec, group: CommandGroup | N
         return await _spawn(channel, spec, group)
     except BaseException:
         if group is not None:
-            with trio.CancelScope(shield=True):
+            # What cannot be removed goes with the container; the reason for the failure must not be lost over it.
+            with trio.move_on_after(_CLEANUP_S, shield=True), contextlib.suppress(OSError):
                 await group.remove()
         raise
 
@@ -133,12 +135,14 @@ async def _spawn(channel: InitChannel, spec: ProcessSpec, group: CommandGroup | 
                 is_sent = True
                 for fd in inside:
                     fds.close(fd)
+                joined = None
                 try:
                     pid = await _release(channel, job, gate, group)
+                    joined = group
                     terminal = await _await_exec(channel, gate, spec, fds)
                 except BaseException:
                     with trio.move_on_after(_CLEANUP_S, shield=True):
-                        await _undo(channel, job, gate)
+                        await _undo(channel, job, gate, joined)
                     raise
         finally:
             if not is_sent:
@@ -257,8 +261,10 @@ def _failure(message: Message, subject: str) -> SpawnFailedError | ExecFailedErr
     return SpawnFailedError(f"no process could be made: {stage.name.lower()}: {os.strerror(code)}", code)
 
 
-async def _undo(channel: InitChannel, job: Job, gate: RecordSocket) -> None:
-    """End a child wherever it is, and wait until it was reaped."""
+async def _undo(channel: InitChannel, job: Job, gate: RecordSocket, joined: CommandGroup | None) -> None:
+    """End a child wherever it is, and wait until it was reaped; with it all that it may have started in its group."""
+    if joined is not None:
+        await joined.kill()
     if channel.is_dead:
         return  # the kernel ends it with its container
     await channel.signal(job, signal.SIGKILL)
@@ -271,6 +277,8 @@ async def _undo(channel: InitChannel, job: Job, gate: RecordSocket) -> None:
     except InitProtocolError as error:
         channel.violation(error)
     await job.exited.wait()
+    if joined is not None:
+        await joined.wait_empty()
 
 
 def _make_process(
