@@ -1,0 +1,68 @@
+"""Slow work on layer folders: in a worker thread as root, through a user namespace for everybody else."""
+
+from __future__ import annotations
+
+import os
+import pwd
+import shutil
+import sys
+from functools import cache
+from pathlib import Path
+
+import trio
+
+from sandboxrt.errors import ResourceCreationError
+from sandboxrt.snapshots import tidy
+from sandboxrt.snapshots.tools import run_tool
+from sandboxrt.store import run_blocking
+
+__all__ = ["namespace_prefix", "remove_tree", "tidy_tree"]
+
+
+@cache
+def namespace_prefix() -> tuple[str, ...]:
+    """What to put before a command so that it acts for all owners in an image; nothing as root, or without subuids.
+
+    Inside, root is the user itself and the ids from 1 on are its first subordinate ids.
+    """
+    if os.geteuid() == 0 or shutil.which("newuidmap") is None or shutil.which("unshare") is None:
+        return ()
+    user = pwd.getpwuid(os.geteuid()).pw_name
+    for table in ("/etc/subuid", "/etc/subgid"):
+        try:
+            owners = {line.split(":")[0] for line in Path(table).read_text(encoding="utf-8").splitlines()}
+        except OSError:
+            return ()
+        if not owners & {user, str(os.geteuid())}:
+            return ()
+    return ("unshare", "--user", "--map-root-user", "--map-auto", "--")
+
+
+def _program(action: str, path: Path) -> list[str]:
+    return [*namespace_prefix(), sys.executable, "-I", "-S", tidy.__file__, action, str(path)]
+
+
+async def remove_tree(path: Path, limiter: trio.CapacityLimiter) -> None:
+    """Remove a folder and all in it. Harmless where it is gone.
+
+    Cancellation: partial; call it again.
+    """
+    if namespace_prefix():
+        await run_tool(_program("remove", path))
+        return
+    await run_blocking(limiter, lambda: tidy.remove(str(path)))
+
+
+async def tidy_tree(path: Path, limiter: trio.CapacityLimiter) -> int:
+    """Make an unpacked image safe to be a layer, and return its size in bytes.
+
+    Raises:
+        ResourceCreationError: It could not be walked.
+    """
+    if not namespace_prefix():
+        return await run_blocking(limiter, lambda: tidy.tidy(str(path)))
+    result = await run_tool(_program("tidy", path))
+    if result.exit_code != 0:
+        reason = result.stderr.decode(errors="replace").strip().rpartition("\n")[2]
+        raise ResourceCreationError(f"Cannot walk the unpacked image: {reason}", "snapshot", "ImageUnpack")
+    return int(result.stdout)

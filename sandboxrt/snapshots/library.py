@@ -1,0 +1,415 @@
+"""The snapshots of one state folder: builds them, finds them, hands out what sandboxes start from.
+
+On disk: ``snapshots/<id>/`` is a finished one, ``snapshots/.build-<id>/`` one in the making, ``snapshots/.trash-<id>/``
+one being removed. A build ends with a rename, then with a row that says ``ready``; whoever dies before leaves a row
+that says ``building`` and a lock that is free, which the next library to open cleans up.
+
+Source: ours; the states of a snapshot are those of protocol.md §2.5.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import re
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from types import TracebackType
+from typing import Final, Self, TypeVar
+
+import attrs
+import trio
+
+from sandboxrt.errors import (
+    ClientClosedError,
+    ResourceCreationError,
+    ResourceInUseError,
+    ResourceNotFoundError,
+    ResourceTimeoutError,
+    SandboxClientError,
+    SandboxNotReadyError,
+    ValidationError,
+)
+from sandboxrt.models import DEFAULT_LIMITS, Snapshot
+from sandboxrt.protocol.rest import CreateSnapshot
+from sandboxrt.snapshots.content import Phase, Progress, SnapshotConfig, SnapshotContent
+from sandboxrt.snapshots.disk import remove_tree
+from sandboxrt.snapshots.host import HOST_NAME, build_host, fingerprint
+from sandboxrt.snapshots.oci_images import ImageBuilder, check_reference
+from sandboxrt.store import SnapshotRow, Store, canonical_id, run_blocking
+
+__all__ = ["SnapshotLibrary"]
+
+T = TypeVar("T")
+
+_FOREIGN_POLL_S: Final = 0.2
+_MAX_NAME: Final = 255
+_FOLDER_NAME: Final = re.compile(r"(\.build-|\.trash-|)([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})")
+
+
+@attrs.define(eq=False)
+class _Build:
+    """A build that is going on here, and who waits for news of it."""
+
+    progress: Progress = attrs.field(factory=lambda: Progress(Phase.WAIT))
+    changed: trio.Event = attrs.field(factory=trio.Event)
+    done: trio.Event = attrs.field(factory=trio.Event)
+    scope: trio.CancelScope = attrs.field(factory=trio.CancelScope)
+
+    def report(self, progress: Progress) -> None:
+        if progress != self.progress:
+            self.progress = progress
+            self.changed.set()
+            self.changed = trio.Event()
+
+
+class SnapshotLibrary:
+    """The snapshots of a state folder; ``async with`` it: it owns the tasks that build.
+
+    Args:
+        store: The records, open on the same folder.
+        state_dir: The folder; the store's own where left out.
+        config: Registries and bounds.
+
+    Cancellation: leaving cancels what is being built, and removes it.
+    """
+
+    def __init__(self, store: Store, state_dir: Path | str | None = None, config: SnapshotConfig | None = None) -> None:
+        self._store = store
+        self._config = config or SnapshotConfig()
+        self._folder = Path(state_dir or store.state_dir).absolute() / "snapshots"
+        self._disk = trio.CapacityLimiter(2)
+        self._turns = trio.CapacityLimiter(self._config.max_builds)
+        self._builds: dict[str, _Build] = {}
+        self._ready: dict[str, tuple[SnapshotRow, SnapshotContent]] = {}
+        self._making_host = trio.Lock()
+        self._nursery: trio.Nursery | None = None
+        self._stack: contextlib.AsyncExitStack | None = None
+
+    def __repr__(self) -> str:
+        return f"<SnapshotLibrary {str(self._folder)!r}, {len(self._builds)} builds>"
+
+    async def __aenter__(self) -> Self:
+        async with contextlib.AsyncExitStack() as stack:
+            await self._clean()
+            self._nursery = await stack.enter_async_context(_nursery_that_cancels())
+            self._stack = stack.pop_all()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        assert self._stack is not None
+        self._nursery = None
+        await self._stack.__aexit__(None, None, None)
+
+    # -- what users ask for ------------------------------------------------------------------------------------------
+
+    async def create(self, request: CreateSnapshot) -> Snapshot:
+        """Begin to build a snapshot from an image; it goes on after this returns.
+
+        Returns:
+            The snapshot, ``building``; :meth:`wait` for it.
+
+        Raises:
+            ValidationError: A value is wrong; ``field`` names it.
+            ClientClosedError: The library is closed.
+        """
+        if not request.name or len(request.name) > _MAX_NAME or request.name == HOST_NAME:
+            raise ValidationError(f"A snapshot's name has 1 to {_MAX_NAME} characters and is not '{HOST_NAME}'", "name")
+        if request.fs_capacity_bytes <= 0:
+            raise ValidationError("fs_capacity_bytes must be greater than 0", "fs_capacity_bytes")
+        check_reference(request)
+        nursery = self._nursery
+        if nursery is None:
+            raise ClientClosedError("The snapshot library is closed")
+        # Recording and starting must not be torn apart by a cancellation: a row without a task would build for ever.
+        with trio.CancelScope(shield=True):
+            row = await self._store.add_snapshot(
+                name=request.name,
+                kind="image",
+                fs_capacity_bytes=request.fs_capacity_bytes,
+                docker_image=request.docker_image,
+            )
+            build = self._builds[row.id] = _Build()
+            nursery.start_soon(self._build_image, row, build, request)
+        return row.public
+
+    async def wait(self, snapshot_id: str, timeout_s: float = math.inf) -> Snapshot:
+        """Wait until a snapshot is ready.
+
+        Raises:
+            ResourceTimeoutError: It is still being built after ``timeout_s``; it goes on building.
+            ResourceCreationError: The build failed; the message is the tool's own reason.
+            ResourceNotFoundError: There is no such snapshot, or it was deleted meanwhile.
+        """
+        row = await self._store.find_snapshot(snapshot_id)
+        with trio.move_on_after(timeout_s):
+            while row.status == "building":
+                build = self._builds.get(row.id)
+                if build is not None:
+                    await build.done.wait()
+                else:
+                    # Another process builds it; a shared file cannot wake us.
+                    await trio.sleep(_FOREIGN_POLL_S)
+                row = await self._store.find_snapshot(row.id)
+        if row.status == "building":
+            raise ResourceTimeoutError(f"Snapshot '{row.id}' not ready after {timeout_s:g}s", "snapshot", row.status)
+        if row.status == "failed":
+            raise ResourceCreationError(row.status_message or "Snapshot build failed", "snapshot", row.error_type)
+        return row.public
+
+    async def progress(self, snapshot_id: str) -> AsyncIterator[Progress]:
+        """News of a build that this library runs: where it is now, then every change, until it ends.
+
+        A slow reader gets the newest state and misses those between. Another process's build, or a finished one,
+        gives a single state. Raises :class:`ResourceNotFoundError`.
+        """
+        row = await self._store.find_snapshot(snapshot_id)
+        build = self._builds.get(row.id)
+        if build is None:
+            phase = {"ready": Phase.DONE, "failed": Phase.FAILED}.get(row.status, Phase.WAIT)
+            yield Progress(phase, row.fs_used_bytes or 0, row.fs_used_bytes)
+            return
+        while True:
+            changed, progress, done = build.changed, build.progress, build.done.is_set()
+            yield progress
+            if done:
+                return
+            if not build.done.is_set() and progress == build.progress:
+                await changed.wait()
+
+    async def get(self, id_or_name: str) -> Snapshot:
+        """The snapshot of that id, or else the newest ready one of that name. Raises ``ResourceNotFoundError``."""
+        return (await self._store.find_snapshot(id_or_name)).public
+
+    async def list(
+        self, *, name_contains: str | None = None, limit: int | None = None, offset: int | None = None
+    ) -> tuple[Snapshot, ...]:
+        """A page of snapshots, newest first; see :meth:`sandboxrt.store.Store.list_snapshots`."""
+        rows = await self._store.list_snapshots(name_contains=name_contains, limit=limit, offset=offset)
+        return tuple(row.public for row in rows)
+
+    async def delete(self, snapshot_id: str) -> None:
+        """Remove a snapshot; one that is being built here is given up first.
+
+        Raises:
+            ResourceNotFoundError: There is no such snapshot.
+            ResourceInUseError: Sandboxes use it; ``used_by`` names them. Delete those first.
+
+        Cancellation: Before the record is gone: nothing happened. Afterwards the files are removed all the same.
+        """
+        row = await self._store.remove_snapshot(snapshot_id)
+        with trio.CancelScope(shield=True):
+            self._ready.pop(row.id, None)
+            build = self._builds.get(row.id)
+            if build is not None:
+                build.scope.cancel()
+                await build.done.wait()
+            await self._discard(row.id)
+
+    # -- what hosts ask for ------------------------------------------------------------------------------------------
+
+    async def host_snapshot(self) -> Snapshot:
+        """The built-in snapshot of this machine as it is now, made where there is none (some tenths of a second).
+
+        Raises:
+            ResourceInUseError: Packages changed while sandboxes of an older version exist; delete those first.
+            EngineUnavailableError: This machine's layout does not allow it.
+        """
+        async with self._making_host:
+            current = await run_blocking(self._disk, fingerprint)
+            known = [r for r, _ in self._ready.values() if r.kind == "host" and r.fingerprint == current]
+            for row in known:
+                with contextlib.suppress(ResourceNotFoundError):
+                    return (await self._store.find_snapshot(row.id)).public
+                del self._ready[row.id]  # Another process deleted it.
+            found = None
+            for row in await self._store.snapshots_where(kind="host", status="ready"):
+                if row.fingerprint == current:
+                    found = row
+                else:
+                    await self._drop_old_host(row)
+            if found is None:
+                found = await self._make_host(current)
+            self._remember(found)
+            return found.public
+
+    async def use(self, snapshot_id: str) -> SnapshotContent:
+        """What to start a sandbox from. The sandbox is recorded first, so that nobody removes the layers meanwhile.
+
+        Raises:
+            ResourceNotFoundError: There is no such snapshot.
+            SandboxNotReadyError: It is still being built, or failed.
+            ResourceInUseError: It is the built-in one of before a change of packages.
+        """
+        key = canonical_id(snapshot_id) or snapshot_id
+        if key not in self._ready:
+            row = await self._store.find_snapshot(snapshot_id)
+            if row.status != "ready":
+                raise SandboxNotReadyError(f"Snapshot '{row.id}' is {row.status}, not ready")
+            key = row.id
+            self._remember(row)
+        row, content = self._ready[key]
+        if row.kind == "host" and row.fingerprint != await run_blocking(self._disk, fingerprint):
+            raise _changed_packages(await self._store.users_of_snapshot(row.id))
+        return content
+
+    # -- the built-in snapshot ---------------------------------------------------------------------------------------
+
+    def _remember(self, row: SnapshotRow) -> None:
+        assert row.content is not None
+        self._ready[row.id] = (row, SnapshotContent.from_json(row.content, self._folder))
+
+    async def _drop_old_host(self, row: SnapshotRow) -> None:
+        try:
+            await self.delete(row.id)
+        except ResourceInUseError as error:
+            raise _changed_packages(error.used_by) from error
+        except ResourceNotFoundError:
+            pass  # Another process was faster.
+
+    async def _make_host(self, current: str) -> SnapshotRow:
+        row = await self._store.add_snapshot(
+            name=HOST_NAME, kind="host", fs_capacity_bytes=DEFAULT_LIMITS.disk_bytes or 0, fingerprint=current
+        )
+        final = self._folder / row.id
+
+        def make() -> SnapshotContent:
+            draft = self._draft(row.id)
+            draft.mkdir(mode=0o700, parents=True)
+            content = build_host(draft, final)
+            draft.rename(final)
+            return content
+
+        try:
+            content = await self._writing(make)
+            return await self._store.finish_snapshot(row.id, content=content.to_json(self._folder))
+        except BaseException:
+            with trio.CancelScope(shield=True):
+                with contextlib.suppress(ResourceNotFoundError):
+                    await self._store.remove_snapshot(row.id)
+                await self._discard(row.id)
+            raise
+
+    # -- images ------------------------------------------------------------------------------------------------------
+
+    async def _build_image(self, row: SnapshotRow, build: _Build, request: CreateSnapshot) -> None:
+        failure: SandboxClientError | None = None
+        try:
+            with build.scope:
+                failure = await self._try_image(row, build, request)
+        finally:
+            with trio.CancelScope(shield=True):
+                if failure is not None or build.scope.cancelled_caught or build.progress.phase != Phase.DONE:
+                    await self._discard(row.id)
+                    await self._record_failure(row, failure)
+                    build.report(attrs.evolve(build.progress, phase=Phase.FAILED))
+                self._builds.pop(row.id, None)
+                build.done.set()
+                build.changed.set()
+
+    async def _try_image(self, row: SnapshotRow, build: _Build, request: CreateSnapshot) -> SandboxClientError | None:
+        """Build it; what goes wrong is returned, for a build has nobody to raise to."""
+        try:
+            async with self._turns:
+                with trio.fail_after(self._config.build_timeout_s):
+                    await self._make_image(row, build, request)
+        except trio.TooSlowError:
+            return ResourceCreationError(
+                f"The build took longer than {self._config.build_timeout_s:g}s", "snapshot", "ImagePull"
+            )
+        except SandboxClientError as error:
+            return error
+        except Exception as error:  # noqa: BLE001  one build's accident must not end the others
+            return ResourceCreationError(f"{type(error).__name__}: {error}", "snapshot", "SnapshotBuild")
+        return None
+
+    async def _make_image(self, row: SnapshotRow, build: _Build, request: CreateSnapshot) -> None:
+        draft, final = self._draft(row.id), self._folder / row.id
+        await self._writing(lambda: draft.mkdir(mode=0o700, parents=True))
+        image = await ImageBuilder(self._config, draft, build.report, self._disk).build(request)
+        await self._writing(lambda: image.settle(final))
+        content = SnapshotContent(image.layers(final), image.config)
+        try:
+            await self._store.finish_snapshot(
+                row.id,
+                content=content.to_json(self._folder),
+                fs_used_bytes=image.used_bytes,
+                image_digest=image.digest,
+            )
+        except ResourceNotFoundError as error:
+            raise ResourceCreationError("The snapshot was deleted while it was built", "snapshot") from error
+        build.report(Progress(Phase.DONE, image.used_bytes, image.used_bytes))
+
+    async def _record_failure(self, row: SnapshotRow, failure: SandboxClientError | None) -> None:
+        with contextlib.suppress(ResourceNotFoundError):
+            if failure is None:
+                # Given up by its owner: there is nobody left to tell.
+                await self._store.remove_snapshot(row.id)
+            else:
+                message = failure.args[0] if failure.args else str(failure)
+                await self._store.fail_snapshot(row.id, message, getattr(failure, "error_type", None))
+
+    # -- files -------------------------------------------------------------------------------------------------------
+
+    def _draft(self, snapshot_id: str) -> Path:
+        return self._folder / f".build-{snapshot_id}"
+
+    async def _writing(self, function: Callable[[], T]) -> T:
+        return await run_blocking(self._disk, function)
+
+    async def _discard(self, snapshot_id: str) -> None:
+        """Remove a snapshot's files, finished or not. Harmless where there are none."""
+
+        def rename() -> list[Path]:
+            final, trash = self._folder / snapshot_id, self._folder / f".trash-{snapshot_id}"
+            # Fails where it is gone, or where an earlier removal of it stopped half-way.
+            with contextlib.suppress(OSError):
+                final.rename(trash)
+            return [path for path in (final, trash, self._draft(snapshot_id)) if path.exists()]
+
+        for path in await run_blocking(self._disk, rename):
+            await remove_tree(path, self._disk)
+
+    async def _clean(self) -> None:
+        """Remove what builders left that died in the middle, and folders without a record."""
+        for row in await self._store.snapshots_where(status="building"):
+            async with self._store.claim_owner(row.owner_id) as claimed:
+                if claimed:
+                    await self._discard(row.id)
+                    with contextlib.suppress(ResourceNotFoundError):
+                        await self._store.fail_snapshot(row.id, "The process that built it ended", "SnapshotBuild")
+                    if not await self._store.sandboxes_of(row.owner_id):
+                        await self._store.forget_owner(row.owner_id)
+
+        def found() -> list[str]:
+            if not self._folder.is_dir():
+                return []
+            return [match[2] for path in self._folder.iterdir() if (match := _FOLDER_NAME.fullmatch(path.name))]
+
+        # Folders before rows: a builder records its row before it makes its folder.
+        folders = await run_blocking(self._disk, found)
+        rows = {row.id: row.status for row in await self._store.snapshots_where()}
+        for snapshot_id in folders:
+            if rows.get(snapshot_id, "gone") in ("gone", "failed"):
+                await self._discard(snapshot_id)
+
+
+def _changed_packages(users: tuple[str, ...]) -> ResourceInUseError:
+    names = ", ".join(users[:10]) or "none known"
+    return ResourceInUseError(
+        "The packages of this machine changed since its built-in snapshot was made, so sandboxes on it can no longer"
+        f" be trusted to be whole. Delete its sandboxes ({names}), then create again.",
+        "snapshot",
+        users,
+    )
+
+
+@contextlib.asynccontextmanager
+async def _nursery_that_cancels() -> AsyncIterator[trio.Nursery]:
+    async with trio.open_nursery() as nursery:
+        try:
+            yield nursery
+        finally:
+            nursery.cancel_scope.cancel()
