@@ -164,7 +164,6 @@ class Host:
             snapshots=state.snapshots,
             creating=trio.CapacityLimiter(config.max_concurrent_creates),
             removing=trio.CapacityLimiter(config.max_concurrent_deletes),
-            disk=trio.CapacityLimiter(4),
             spilling=trio.CapacityLimiter(4),
         )
         self._closed = False

@@ -1,0 +1,251 @@
+"""What a host remembers, in memory: for hosts over the fake engine, with no file, thread or real time involved."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Mapping
+from datetime import UTC, datetime
+
+import attrs
+import trio
+
+from sandboxrt.engine.base import Layer
+from sandboxrt.errors import (
+    ResourceAlreadyExistsError,
+    ResourceCreationError,
+    ResourceInUseError,
+    ResourceNameConflictError,
+    ResourceNotFoundError,
+    ResourceTimeoutError,
+)
+from sandboxrt.host.host import HostState
+from sandboxrt.models import Isolation, Limits, Snapshot
+from sandboxrt.protocol.rest import CreateSnapshot
+from sandboxrt.store import UID_BLOCK_BASE, UID_BLOCK_SIZE, SandboxRow
+
+__all__ = ["MemoryContents", "MemoryImage", "MemoryRecords", "MemorySnapshots", "memory_state"]
+
+
+def memory_state() -> HostState:
+    """Records and snapshots for :func:`sandboxrt.host.host.open_host`, empty."""
+    records = MemoryRecords()
+    return HostState(records, MemorySnapshots(records))
+
+
+@attrs.frozen
+class MemoryImage:
+    """How commands run in sandboxes of a snapshot."""
+
+    env: Mapping[str, str] = attrs.field(factory=dict)
+    user: str | None = None
+    work_dir: str | None = "/root"
+
+
+@attrs.frozen
+class MemoryContents:
+    """What the fake engine is given; it needs no layers."""
+
+    layers: tuple[Layer, ...] = ()
+    config: MemoryImage = attrs.field(factory=MemoryImage)
+
+
+class MemoryRecords:
+    """Implements :class:`sandboxrt.host.ports.SandboxRecords`."""
+
+    def __init__(self, owner_id: str = "0" * 32) -> None:
+        self.owner_id = owner_id
+        self.rows: dict[str, SandboxRow] = {}
+
+    async def add_sandbox(
+        self,
+        *,
+        name: str,
+        snapshot_id: str,
+        limits: Limits,
+        status: str = "provisioning",
+        require: frozenset[Isolation] | None = None,
+        allow_unenforced_limits: bool = False,
+        ttl_seconds: int | None = None,
+        idle_ttl_seconds: int | None = None,
+        env: Mapping[str, str] | None = None,
+    ) -> SandboxRow:
+        """Record a sandbox."""
+        await trio.lowlevel.checkpoint()
+        if any(row.name == name for row in self.rows.values()):
+            raise ResourceAlreadyExistsError(f"Sandbox '{name}' already exists", "sandbox")
+        taken = {row.uid_base for row in self.rows.values()}
+        uid_base = UID_BLOCK_BASE
+        while uid_base in taken:
+            uid_base += UID_BLOCK_SIZE
+        stamp = _now()
+        row = SandboxRow(
+            id=str(uuid.uuid4()),
+            name=name,
+            owner_id=self.owner_id,
+            snapshot_id=snapshot_id,
+            status=status,
+            status_message=None,
+            uid_base=uid_base,
+            limits=limits,
+            require=require,
+            allow_unenforced_limits=allow_unenforced_limits,
+            ttl_seconds=ttl_seconds,
+            idle_ttl_seconds=idle_ttl_seconds,
+            env=dict(env or {}),
+            created_at=stamp,
+            updated_at=stamp,
+        )
+        self.rows[row.id] = row
+        return row
+
+    async def set_sandbox_status(self, name_or_id: str, status: str, message: str | None = None) -> SandboxRow:
+        """Change a status."""
+        row = await self.find_sandbox(name_or_id)
+        return self._put(attrs.evolve(row, status=status, status_message=message))
+
+    async def update_sandbox(
+        self,
+        name_or_id: str,
+        *,
+        new_name: str | None = None,
+        ttl_seconds: int | None = None,
+        idle_ttl_seconds: int | None = None,
+    ) -> SandboxRow:
+        """Change a name or TTLs."""
+        row = await self.find_sandbox(name_or_id)
+        if new_name is not None and any(o.name == new_name and o.id != row.id for o in self.rows.values()):
+            raise ResourceNameConflictError(f"Sandbox name '{new_name}' is taken", "sandbox")
+        return self._put(
+            attrs.evolve(
+                row,
+                name=row.name if new_name is None else new_name,
+                ttl_seconds=row.ttl_seconds if ttl_seconds is None else ttl_seconds,
+                idle_ttl_seconds=row.idle_ttl_seconds if idle_ttl_seconds is None else idle_ttl_seconds,
+            )
+        )
+
+    async def remove_sandbox(self, name_or_id: str) -> None:
+        """Forget one."""
+        await trio.lowlevel.checkpoint()
+        self.rows.pop(name_or_id, None)
+
+    async def find_sandbox(self, name_or_id: str) -> SandboxRow:
+        """By name or id."""
+        await trio.lowlevel.checkpoint()
+        for row in self.rows.values():
+            if name_or_id in (row.name, row.id):
+                return row
+        raise ResourceNotFoundError(f"Sandbox '{name_or_id}' not found", "sandbox")
+
+    async def dead_owners(self) -> tuple[str, ...]:
+        """There are none."""
+        await trio.lowlevel.checkpoint()
+        return ()
+
+    def _put(self, row: SandboxRow) -> SandboxRow:
+        row = attrs.evolve(row, updated_at=_now())
+        self.rows[row.id] = row
+        return row
+
+
+class MemorySnapshots:
+    """Implements :class:`sandboxrt.host.ports.Snapshots`. Builds succeed, after ``build_s``, for any image.
+
+    Args:
+        records: Whose sandboxes keep a snapshot from being deleted.
+        build_s: How long a build takes.
+    """
+
+    def __init__(self, records: MemoryRecords, build_s: float = 0.0) -> None:
+        self._records = records
+        self._build_s = build_s
+        self._ready_at: dict[str, float] = {}
+        self._snapshots: dict[str, Snapshot] = {}
+        self.contents: dict[str, MemoryContents] = {}
+
+    async def create(self, request: CreateSnapshot) -> Snapshot:
+        """Begin a build."""
+        await trio.lowlevel.checkpoint()
+        return self.add(request.name, docker_image=request.docker_image, size=request.fs_capacity_bytes)
+
+    def add(
+        self,
+        name: str,
+        contents: MemoryContents | None = None,
+        *,
+        docker_image: str | None = None,
+        size: int = 4 * 1024**3,
+    ) -> Snapshot:
+        """Put a snapshot there: for setting a scene."""
+        stamp = _now()
+        snapshot = Snapshot(
+            id=str(uuid.uuid4()),
+            name=name,
+            docker_image=docker_image,
+            fs_capacity_bytes=size,
+            created_at=stamp,
+            updated_at=stamp,
+        )
+        self._snapshots[snapshot.id] = snapshot
+        self._ready_at[snapshot.id] = trio.current_time() + self._build_s
+        self.contents[snapshot.id] = contents or MemoryContents()
+        return self._current(snapshot)
+
+    async def get(self, id_or_name: str) -> Snapshot:
+        """By id or name, the newest of a name."""
+        await trio.lowlevel.checkpoint()
+        for snapshot in reversed(self._snapshots.values()):
+            if id_or_name in (snapshot.id, snapshot.name):
+                return self._current(snapshot)
+        raise ResourceNotFoundError(f"Snapshot '{id_or_name}' not found", "snapshot")
+
+    async def list(
+        self, *, name_contains: str | None = None, limit: int | None = None, offset: int | None = None
+    ) -> tuple[Snapshot, ...]:
+        """A page of them."""
+        await trio.lowlevel.checkpoint()
+        wanted = (name_contains or "").lower()
+        found = [self._current(s) for s in reversed(self._snapshots.values()) if wanted in s.name.lower()]
+        start = offset or 0
+        return tuple(found[start : start + (limit or 50)])
+
+    async def delete(self, snapshot_id: str) -> None:
+        """Remove one."""
+        snapshot = await self.get(snapshot_id)
+        users = [row.name for row in self._records.rows.values() if row.snapshot_id == snapshot.id]
+        if users:
+            raise ResourceInUseError(f"Snapshot '{snapshot_id}' is in use", "snapshot", users)
+        del self._snapshots[snapshot.id], self._ready_at[snapshot.id], self.contents[snapshot.id]
+
+    async def wait(self, snapshot_id: str, timeout_s: float) -> Snapshot:
+        """Wait for a build."""
+        snapshot = await self.get(snapshot_id)
+        left = self._ready_at[snapshot.id] - trio.current_time()
+        await trio.sleep(max(0.0, min(left, timeout_s)))
+        if left > timeout_s:
+            raise ResourceTimeoutError(
+                f"Snapshot '{snapshot_id}' not ready after {timeout_s:g}s", "snapshot", "building"
+            )
+        return await self.get(snapshot_id)
+
+    async def host_snapshot(self) -> Snapshot:
+        """The default one."""
+        try:
+            return await self.get("host")
+        except ResourceNotFoundError:
+            return self.add("host")
+
+    async def use(self, snapshot_id: str) -> MemoryContents:
+        """What to start from."""
+        snapshot = await self.get(snapshot_id)
+        if snapshot.status != "ready":
+            raise ResourceCreationError(f"Snapshot '{snapshot_id}' is {snapshot.status}", "sandbox", "SnapshotNotReady")
+        return self.contents[snapshot.id]
+
+    def _current(self, snapshot: Snapshot) -> Snapshot:
+        ready = trio.current_time() >= self._ready_at[snapshot.id]
+        return attrs.evolve(snapshot, status="ready" if ready else "building")
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
