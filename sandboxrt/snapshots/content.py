@@ -98,8 +98,11 @@ class Progress:
 
 
 def _path_from_environment() -> Path | None:
-    told = os.environ.get("SANDBOXRT_REGISTRIES_CONF", "").strip()
-    return Path(told) if told else None
+    for name in ("SANDBOXRT_REGISTRIES_CONF", "CONTAINERS_REGISTRIES_CONF"):
+        told = os.environ.get(name, "").strip()
+        if told:
+            return Path(told)
+    return None
 
 
 @attrs.frozen(kw_only=True)
@@ -108,7 +111,8 @@ class SnapshotConfig:
 
     Attributes:
         registries_conf: A containers-registries.conf to use instead of the machine's own; it says where short names
-            go, which mirrors to try and which registries have no TLS. From ``SANDBOXRT_REGISTRIES_CONF`` if unset.
+            go, which mirrors to try and which registries have no TLS. If unset, from the environment:
+            ``SANDBOXRT_REGISTRIES_CONF``, else ``CONTAINERS_REGISTRIES_CONF``.
         registry_mirrors: ``HOST[:PORT][/PREFIX]`` of mirrors of docker.io, tried in order before docker.io itself.
             Not together with ``registries_conf``.
         insecure_registries: ``HOST[:PORT]`` of registries, or mirrors, without TLS or with an unknown certificate.

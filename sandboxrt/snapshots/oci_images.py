@@ -189,13 +189,7 @@ class ImageBuilder:
             (self._draft / "conf" / "registries.conf").write_text(text, encoding="utf-8")
 
     def _environment(self) -> Mapping[str, str]:
-        environment = {**os.environ, "TMPDIR": str(self._draft / "tmp")}
-        conf = self._config.registries_conf
-        if conf is None and (self._config.registry_mirrors or self._config.insecure_registries):
-            conf = self._draft / "conf" / "registries.conf"
-        if conf is not None:
-            environment["CONTAINERS_REGISTRIES_CONF"] = str(conf)
-        return environment
+        return {**os.environ, "TMPDIR": str(self._draft / "tmp")}
 
     def _skopeo(self, *command: str) -> list[str]:
         argv = ["skopeo", "--override-os", "linux", "--tmpdir", str(self._draft / "tmp")]
@@ -204,6 +198,12 @@ class ImageBuilder:
             path.exists() for path in (home / ".config/containers/policy.json", Path("/etc/containers/policy.json"))
         ):
             argv.append("--insecure-policy")
+        conf = self._config.registries_conf
+        if conf is None and (self._config.registry_mirrors or self._config.insecure_registries):
+            conf = self._draft / "conf" / "registries.conf"
+        if conf is not None:
+            # Older skopeos do not read CONTAINERS_REGISTRIES_CONF; all know this option, which their help leaves out.
+            argv += ["--registries-conf", str(conf)]
         return [*argv, *command]
 
     def _access(self, request: CreateSnapshot, source: _Source, prefix: str) -> list[str]:
@@ -239,7 +239,6 @@ class ImageBuilder:
         argv = self._skopeo(
             "copy",
             "--quiet",
-            "--dest-oci-accept-uncompressed-layers",
             *self._access(request, source, "src-"),
             source.reference,
             f"oci:{self._layout}:image",
