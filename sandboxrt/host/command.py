@@ -229,6 +229,7 @@ class Command:
 
     async def _start(self) -> Process | None:
         try:
+            self._oom_before = await self._surroundings.oom_kills()
             self._process = process = await self._surroundings.start(self.request)
         except StartError as error:
             gone = self._surroundings.gone.is_set()
@@ -248,7 +249,6 @@ class Command:
                 nursery.start_soon(self.streams["stderr"].pump, process.stderr)
             nursery.start_soon(self._watch_leader, process)
             nursery.start_soon(self._watch_tree, process)
-            nursery.start_soon(self._note_oom_kills)
             nursery.start_soon(self._feed, process)
             if self._size is not None:
                 await self.resize(*self._size)
@@ -270,9 +270,6 @@ class Command:
         await process.wait_tree()
         self.lifecycle.tree_empty = True
         self._wake()
-
-    async def _note_oom_kills(self) -> None:
-        self._oom_before = await self._surroundings.oom_kills()
 
     async def _feed(self, process: Process) -> None:
         if self.request.close_stdin and self.request.pty:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import attrs
 import platformdirs
@@ -13,6 +11,7 @@ import platformdirs
 from sandboxrt.host.command import CommandSettings
 from sandboxrt.host.sessions import SessionLimits
 from sandboxrt.models import DEFAULT_LIMITS, DEFAULT_REQUIRE, Isolation, Limits
+from sandboxrt.snapshots.content import SnapshotConfig
 
 __all__ = ["HostConfig", "default_state_dir"]
 
@@ -40,7 +39,7 @@ class HostConfig:
         runtime: The OCI runtime's name or path.
         limits: What a sandbox may use when its creator names no limits.
         require: The isolation that a sandbox has when its creator says nothing else.
-        snapshot_options: Further arguments for the snapshot library (registries, mirrors).
+        snapshots: Registries and bounds of the snapshot library.
         max_concurrent_creates: Sandboxes being started at once; more wait their turn.
         max_concurrent_deletes: Sandboxes being removed at once, likewise.
         cleanup_limit_s: How long the removal of one sandbox may take before it is left to the next start.
@@ -53,7 +52,7 @@ class HostConfig:
     runtime: str = attrs.field(factory=_default_runtime)
     limits: Limits = DEFAULT_LIMITS
     require: frozenset[Isolation] = DEFAULT_REQUIRE
-    snapshot_options: Mapping[str, Any] = attrs.field(factory=dict)
+    snapshots: SnapshotConfig = attrs.field(factory=SnapshotConfig)
     max_concurrent_creates: int = attrs.field(factory=_default_concurrency)
     max_concurrent_deletes: int = attrs.field(factory=_default_concurrency)
     cleanup_limit_s: float = 30.0

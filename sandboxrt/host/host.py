@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
 import attrs
 import trio
 
 from sandboxrt.engine.base import Engine
+from sandboxrt.engine.oci import OciEngine
 from sandboxrt.errors import (
     ClientClosedError,
     ResourceCreationError,
@@ -33,6 +34,7 @@ from sandboxrt.host.sandbox import Sandbox, SandboxStatus, Workshop, sandbox_dir
 from sandboxrt.models import IsolationReport, ResourceStatus, Snapshot
 from sandboxrt.protocol.exec import Execute, Reconnect
 from sandboxrt.protocol.rest import CreateSandbox, CreateSnapshot, SandboxInfo, UpdateSandbox
+from sandboxrt.snapshots.content import Progress
 from sandboxrt.store import Store
 
 __all__ = ["Host", "HostConfig", "HostState", "clean_leftovers", "default_engine", "open_host"]
@@ -42,10 +44,17 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")
 
 @attrs.frozen
 class HostState:
-    """Where a host keeps what it knows: sandboxes and snapshots."""
+    """Where a host keeps what it knows: sandboxes and snapshots.
+
+    Attributes:
+        records: The sandboxes.
+        snapshots: What they are started from.
+        reclaim: Removes what dead owners left.
+    """
 
     records: SandboxRecords
     snapshots: Snapshots
+    reclaim: Callable[[], Awaitable[None]] = trio.lowlevel.checkpoint
 
 
 @contextlib.asynccontextmanager
@@ -68,28 +77,29 @@ async def open_host(
     config = config or HostConfig()
     async with contextlib.AsyncExitStack() as stack:
         if engine is None:
-            engine = default_engine(config)
+            engine = await stack.enter_async_context(default_engine(config))
         if state is None:
             store = await stack.enter_async_context(Store.open(config.state_dir))
             await _clean(store, engine, config.state_dir)
-            state = await stack.enter_async_context(_default_state(config, store))
+            state = await stack.enter_async_context(_default_state(config, store, engine))
         host = await stack.enter_async_context(_running(Host(config, engine, state)))
         yield host
 
 
-def default_engine(config: HostConfig) -> Engine:
-    """The engine on an OCI runtime."""
-    from sandboxrt.engine.oci import OciEngine
-
-    return OciEngine(runtime=config.runtime)
+def default_engine(config: HostConfig) -> OciEngine:
+    """The engine on an OCI runtime, to be entered before use."""
+    return OciEngine(config.state_dir, config.runtime)
 
 
 @contextlib.asynccontextmanager
-async def _default_state(config: HostConfig, store: Store) -> AsyncIterator[HostState]:
+async def _default_state(config: HostConfig, store: Store, engine: Engine) -> AsyncIterator[HostState]:
     from sandboxrt.snapshots.library import SnapshotLibrary
 
-    async with SnapshotLibrary(store, config.state_dir, **config.snapshot_options) as library:
-        yield HostState(store, library)
+    async def reclaim() -> None:
+        await _clean(store, engine, config.state_dir)
+
+    async with SnapshotLibrary(store, config.state_dir, config.snapshots) as library:
+        yield HostState(store, library, reclaim)
 
 
 @contextlib.asynccontextmanager
@@ -162,6 +172,7 @@ class Host:
             engine=engine,
             records=state.records,
             snapshots=state.snapshots,
+            reclaim=state.reclaim,
             creating=trio.CapacityLimiter(config.max_concurrent_creates),
             removing=trio.CapacityLimiter(config.max_concurrent_deletes),
             spilling=trio.CapacityLimiter(4),
@@ -331,6 +342,11 @@ class Host:
         """Wait until a snapshot is ready. Raises ``ResourceCreationError`` or ``ResourceTimeoutError``."""
         self._check_open()
         return await self._snapshots.wait(snapshot_id, timeout_s)
+
+    def snapshot_progress(self, snapshot_id: str) -> AsyncIterator[Progress]:
+        """News of a snapshot's build: where it is now, then every change, until it ends."""
+        self._check_open()
+        return self._snapshots.progress(snapshot_id)
 
     # -- inside of a sandbox -----------------------------------------------------------------------------------------
 

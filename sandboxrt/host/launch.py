@@ -147,7 +147,7 @@ class Launcher:
                 cwd=self._cwd(request),
                 identity=user.identity,
                 stdin=not request.close_stdin,
-                pty=(request.columns, request.rows) if request.pty else None,
+                pty=(_cells(request.columns), _cells(request.rows)) if request.pty else None,
             )
         )
 
@@ -183,6 +183,10 @@ class Launcher:
         else:
             text = f"The command could not be started in the sandbox: {os.strerror(error.errno)}"
         raise StartError(ErrorFrame(text)) from error
+
+
+def _cells(number: int) -> int:
+    return max(1, min(number, 65535))
 
 
 def _check_text(request: Execute) -> None:

@@ -5,13 +5,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Protocol
 
 from sandboxrt.engine.base import Layer
 from sandboxrt.host.launch import ImageSettings
 from sandboxrt.models import Isolation, Limits, Snapshot
 from sandboxrt.protocol.rest import CreateSnapshot
+from sandboxrt.snapshots.content import Progress
 from sandboxrt.store import SandboxRow
 
 __all__ = ["SandboxRecords", "SnapshotContents", "Snapshots"]
@@ -106,6 +107,10 @@ class Snapshots(Protocol):
 
     async def wait(self, snapshot_id: str, timeout_s: float) -> Snapshot:
         """Wait until it is ready. Raises ``ResourceCreationError`` or ``ResourceTimeoutError``."""
+        ...
+
+    def progress(self, snapshot_id: str) -> AsyncIterator[Progress]:
+        """News of its build, until it ends."""
         ...
 
     async def host_snapshot(self) -> Snapshot:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import enum
 import logging
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -19,7 +19,13 @@ import trio
 
 from sandboxrt.actors import RestartPolicy, sole_error, supervise
 from sandboxrt.engine.base import Container, ContainerSpec, Engine, Identity, Process
-from sandboxrt.errors import ResourceCreationError, SandboxClientError, SandboxNotReadyError, SandboxOperationError
+from sandboxrt.errors import (
+    ResourceAlreadyExistsError,
+    ResourceCreationError,
+    SandboxClientError,
+    SandboxNotReadyError,
+    SandboxOperationError,
+)
 from sandboxrt.host.attachment import AnyAttachment
 from sandboxrt.host.command import Command, StartError
 from sandboxrt.host.config import HostConfig
@@ -59,6 +65,7 @@ class Workshop:
     engine: Engine
     records: SandboxRecords
     snapshots: Snapshots
+    reclaim: Callable[[], Awaitable[None]]
     creating: trio.CapacityLimiter
     removing: trio.CapacityLimiter
     spilling: trio.CapacityLimiter
@@ -171,16 +178,12 @@ class Sandbox:
     async def _provision(self) -> None:
         shop, request = self._shop, self.request
         snapshot_id = await self._snapshot_id()
-        self._row = row = await shop.records.add_sandbox(
-            name=request.name,
-            snapshot_id=snapshot_id,
-            limits=request.limits,
-            require=request.require,
-            allow_unenforced_limits=request.allow_unenforced_limits,
-            ttl_seconds=request.ttl_seconds,
-            idle_ttl_seconds=request.idle_ttl_seconds,
-            env=request.env,
-        )
+        try:
+            self._row = row = await self._record(snapshot_id)
+        except ResourceAlreadyExistsError:
+            # It may be what a dead owner left; then the name is free after a clean-up.
+            await shop.reclaim()
+            self._row = row = await self._record(snapshot_id)
         self.recorded.set()
         async with shop.creating:
             contents = await shop.snapshots.use(snapshot_id)
@@ -205,6 +208,19 @@ class Sandbox:
         self.status = SandboxStatus.READY
         self.touch()
         self.settled.set()
+
+    async def _record(self, snapshot_id: str) -> SandboxRow:
+        request = self.request
+        return await self._shop.records.add_sandbox(
+            name=request.name,
+            snapshot_id=snapshot_id,
+            limits=request.limits,
+            require=request.require,
+            allow_unenforced_limits=request.allow_unenforced_limits,
+            ttl_seconds=request.ttl_seconds,
+            idle_ttl_seconds=request.idle_ttl_seconds,
+            env=request.env,
+        )
 
     async def _snapshot_id(self) -> str:
         if self.request.snapshot_id is not None:
@@ -258,6 +274,7 @@ class Sandbox:
 
     async def _remove(self) -> None:
         async with self._shop.removing:
+            self.cleanup_error = None
             with trio.CancelScope(deadline=trio.current_time() + self._shop.config.cleanup_limit_s) as scope:
                 with self._noting_trouble():
                     await self._free()

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import uuid
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from datetime import UTC, datetime
 
 import attrs
@@ -21,6 +22,7 @@ from sandboxrt.errors import (
 from sandboxrt.host.host import HostState
 from sandboxrt.models import Isolation, Limits, Snapshot
 from sandboxrt.protocol.rest import CreateSnapshot
+from sandboxrt.snapshots.content import Phase, Progress
 from sandboxrt.store import UID_BLOCK_BASE, UID_BLOCK_SIZE, SandboxRow
 
 __all__ = ["MemoryContents", "MemoryImage", "MemoryRecords", "MemorySnapshots", "memory_state"]
@@ -227,6 +229,14 @@ class MemorySnapshots:
                 f"Snapshot '{snapshot_id}' not ready after {timeout_s:g}s", "snapshot", "building"
             )
         return await self.get(snapshot_id)
+
+    async def progress(self, snapshot_id: str) -> AsyncIterator[Progress]:
+        """Where a build is now, and its end."""
+        snapshot = await self.get(snapshot_id)
+        if snapshot.status == "building":
+            yield Progress(Phase.PULL)
+            await self.wait(snapshot_id, math.inf)
+        yield Progress(Phase.DONE)
 
     async def host_snapshot(self) -> Snapshot:
         """The default one."""
