@@ -30,6 +30,7 @@ __all__ = ["Command", "CommandFacts", "CommandSettings", "CommandSurroundings", 
 
 _PIPE_CAPACITY_BYTES = 1024**2
 """The most that a pipe can hold (fs.pipe-max-size for programs without privilege)."""
+_QUIET_TURNS = 5
 
 
 @attrs.frozen(kw_only=True)
@@ -317,12 +318,23 @@ class Command:
             return
         with trio.move_on_after(self._settings.drain_limit_s):
             for name, stream in self.streams.items():
-                before = -1
-                while not stream.ended and stream.received_bytes - taken[name] < _PIPE_CAPACITY_BYTES:
-                    if stream.reading and stream.received_bytes == before:
-                        break
-                    before = stream.received_bytes
-                    await trio.sleep(self._settings.drain_grace_s / 10)
+                await self._see_empty(stream, taken[name] + _PIPE_CAPACITY_BYTES)
+
+    async def _see_empty(self, stream: OutputStream, enough_bytes: int) -> None:
+        """Wait until the stream's pipe was empty once, or so much was taken that nothing of before can be in it.
+
+        A reader whose pipe holds something gets it within a turn or two of the scheduler, so one that gets nothing
+        for some turns has seen its pipe empty; a child that prints every millisecond cannot hold this up.
+        """
+        quiet_turns = 0
+        before = -1
+        while not stream.ended and stream.received_bytes < enough_bytes and quiet_turns < _QUIET_TURNS:
+            quiet_turns = quiet_turns + 1 if stream.reading and stream.received_bytes == before else 0
+            before = stream.received_bytes
+            if stream.reading:
+                await trio.lowlevel.checkpoint()
+            else:
+                await trio.sleep(0.001)
 
     async def _wait_until(self, condition: Callable[[], bool], limit_s: float) -> bool:
         if not condition():

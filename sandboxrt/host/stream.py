@@ -32,7 +32,7 @@ class OutputStream:
         self.ended = False
         """Whether the last holder of the pipe's other end has closed it."""
         self.reading = False
-        """Whether the pipe was empty when last looked at: everything it held is in the buffer."""
+        """Whether the pump waits for the pipe, everything taken so far being in the buffer."""
         self.received_bytes = 0
         """Raw bytes taken from the pipe."""
 

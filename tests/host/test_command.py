@@ -1,0 +1,292 @@
+"""What a command's readers see, beyond the conformance suite: bounds, losses, faults."""
+
+from __future__ import annotations
+
+import errno
+from pathlib import Path
+
+import attrs
+import pytest
+import trio
+import trio.testing
+
+from sandboxrt.host.command import CommandSettings
+from sandboxrt.host.sessions import SessionLimits
+from sandboxrt.host.spill import SpillFile, SpillQuota
+from sandboxrt.models import Limits
+from sandboxrt.protocol.exec import ErrorFrame, Execute, Exit, Kill, Output, Reconnect, Started
+from sandboxrt.protocol.rest import CreateSandbox
+from sandboxrt.testing.conformance import converse, run
+from sandboxrt.testing.fake import FakeEngine, Faults
+
+from .conftest import OpenFake
+
+SMALL = CommandSettings(replay_memory_bytes=100_000, replay_spill_bytes=10_000_000)
+
+
+async def test_output_beyond_memory_is_replayed_from_disk(fake_host: OpenFake) -> None:
+    async with fake_host(command=SMALL) as (host, _):
+        first = await run(host, "box", "head -c 2000000 /dev/zero; echo end", command_id="c")
+        assert len(first.stdout) == 2_000_004
+        async with converse(host, "box", Reconnect("c")) as reader:
+            again = await reader.to_end()
+        again.check_offsets()
+        assert again.stdout == first.stdout
+        async with converse(host, "box", Reconnect("c", 1_999_990)) as reader:
+            assert (await reader.to_end()).stdout == "\0" * 10 + "end\n"
+
+
+async def test_a_gap_is_an_error_that_says_where_to_go_on(fake_host: OpenFake) -> None:
+    settings = attrs.evolve(SMALL, replay_spill_bytes=300_000)
+    async with fake_host(command=settings) as (host, _):
+        script = "head -c 2000000 /dev/zero; echo end"
+        async with converse(host, "box", Execute(command=script, command_id="c")) as slow:
+            await trio.sleep(0.5)
+            outcome = await slow.to_end()
+        assert outcome.error.error_type == "ReadOffsetUnavailable"
+        assert outcome.error.stream == "stdout"
+        first = outcome.error.first_offset
+        assert first is not None
+        assert 1_500_000 < first < 2_000_000
+        async with converse(host, "box", Reconnect("c", first)) as reader:
+            rest = await reader.to_end()
+        rest.check_offsets(first)
+        assert len(rest.stdout) == 2_000_004 - first
+        assert rest.exit_code == 0
+        async with converse(host, "box", Reconnect("c")) as reader:
+            frames = (await reader.to_end()).frames
+        assert not any(isinstance(frame, Output) for frame in frames)
+
+
+async def test_a_full_disk_loses_output_but_not_the_command(fake_host: OpenFake) -> None:
+    async with fake_host(command=SMALL, spill_quota_bytes=150_000) as (host, _):
+        script = "head -c 2000000 /dev/zero; echo end"
+        async with converse(host, "box", Execute(command=script, command_id="c")) as slow:
+            await trio.sleep(0.5)
+            assert (await slow.to_end()).error.error_type == "ReadOffsetUnavailable"
+        async with converse(host, "box", Reconnect("c", 2_000_000)) as reader:
+            outcome = await reader.to_end()
+        assert (outcome.stdout, outcome.exit_code) == ("end\n", 0)
+
+
+async def test_spill_files_have_no_name_and_their_quota_comes_back(tmp_path: Path) -> None:
+    quota, limiter = SpillQuota(1000), trio.CapacityLimiter(1)
+    one, two = SpillFile(tmp_path, quota, limiter), SpillFile(tmp_path, quota, limiter)
+    await one.write([(0, b"a" * 600)])
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(OSError, match="quota"):
+        await two.write([(0, b"b" * 600)])
+    assert await one.read([(590, 10), (0, 5)]) == b"a" * 15
+    await one.aclose()
+    await one.aclose()
+    assert quota.used_bytes == 0
+    assert await one.read([(0, 5)]) == b""
+    with pytest.raises(OSError, match="closed"):
+        await one.write([(0, b"x")])
+    await two.write([(0, b"b" * 600)])
+    await two.aclose()
+
+
+async def test_a_folder_that_cannot_be_written_is_an_oserror(tmp_path: Path) -> None:
+    file = SpillFile(tmp_path / "missing", SpillQuota(1000), trio.CapacityLimiter(1))
+    with pytest.raises(OSError):
+        await file.write([(0, b"x")])
+    await file.aclose()
+
+
+async def test_facts_are_separate(fake_host: OpenFake, autojump_clock: trio.testing.MockClock) -> None:
+    async with fake_host() as (host, _):
+        script = "(sleep 5; echo late; sleep 5) & exit 7"
+        async with converse(host, "box", Execute(command=script, command_id="c")) as reader:
+            assert (await reader.to_end()).exit_code == 7
+        command = (await host.find("box"))._sessions._commands["c"]
+        assert command.facts.leader is not None
+        assert command.facts.leader.code == 7
+        assert not command.facts.stdout_ended
+        assert not command.facts.stderr_ended
+        assert not command.facts.tree_empty
+        await trio.sleep(6)
+        assert command.streams["stdout"].end == 5
+        await trio.sleep(6)
+        facts = command.facts
+        assert facts.stdout_ended
+        assert facts.stderr_ended
+        assert facts.tree_empty
+
+
+async def test_a_background_child_that_prints_for_ever_does_not_hold_the_exit(
+    fake_host: OpenFake, autojump_clock: trio.testing.MockClock
+) -> None:
+    async with fake_host() as (host, _):
+        for pause in ("0.001", "0.01", "0.03"):
+            began = trio.current_time()
+            outcome = await run(host, "box", f"(while true; do echo x; sleep {pause}; done) & echo leader")
+            assert outcome.exit_code == 0
+            assert trio.current_time() - began < 0.5
+        async with converse(host, "box", Execute(command="(head -c 100000000 /dev/zero) & exit 0")) as reader:
+            assert (await reader.to_end()).exit_code == 0
+
+
+async def test_forgotten_daemons_live_on_and_their_pipes_stay_open(
+    fake_host: OpenFake, autojump_clock: trio.testing.MockClock
+) -> None:
+    async with fake_host() as (host, _):
+        await run(host, "box", "(sleep 10; echo into the pipe; echo yes > /tmp/alive) &", command_id="d", ttl_s=1)
+        await trio.sleep(5)
+        async with converse(host, "box", Reconnect("d")) as reader:
+            assert (await reader.to_end()).error.error_type == "SessionExpired"
+        await trio.sleep(10)
+        assert await host.read_file("box", "/tmp/alive") == b"yes\n"
+
+
+async def test_a_kill_after_the_exit_takes_the_daemons(
+    fake_host: OpenFake, autojump_clock: trio.testing.MockClock
+) -> None:
+    async with fake_host() as (host, engine):
+        async with converse(host, "box", Execute(command="sleep 1000 & exit 3", command_id="d")) as reader:
+            assert (await reader.to_end()).exit_code == 3
+            await reader.link.send(Kill())
+        await trio.sleep(1)
+        (container,) = engine.containers.values()
+        assert container.task_count == 0
+        async with converse(host, "box", Reconnect("d")) as reader:
+            assert (await reader.to_end()).exit_code == 3
+
+
+async def test_out_of_memory_is_counted_not_guessed(
+    fake_host: OpenFake, autojump_clock: trio.testing.MockClock
+) -> None:
+    async with fake_host() as (host, _):
+        assert (await run(host, "box", "out-of-memory")).end == Exit(137, oom_killed=True)
+        assert (await run(host, "box", "kill -KILL $$")).end == Exit(137)
+        assert (await run(host, "box", "true")).end == Exit(0)
+
+
+async def test_an_image_without_bash_gets_sh_and_remembers(
+    fake_host: OpenFake, autojump_clock: trio.testing.MockClock
+) -> None:
+    async with fake_host(engine=FakeEngine(shells=("/bin/sh",))) as (host, _):
+        for _ in range(2):
+            assert (await run(host, "box", "echo x")).stdout == "x\n"
+        assert "/bin/bash" in (await run(host, "box", "echo x", shell="/bin/bash")).error.error
+    async with fake_host(engine=FakeEngine(shells=())) as (host, _):
+        assert "neither" in (await run(host, "box", "echo x")).error.error
+
+
+async def test_spawn_failures_are_explained(fake_host: OpenFake, autojump_clock: trio.testing.MockClock) -> None:
+    async with fake_host(box=False) as (host, engine):
+        await host.create_sandbox(CreateSandbox(name="box", limits=Limits(pids=3)))
+        async with converse(host, "box", Execute(command="sleep 9 & sleep 9 & sleep 9")) as reader:
+            await reader.started()
+            await trio.sleep(1)
+            error = (await run(host, "box", "true")).error
+            assert "3 on processes is reached" in error.error
+        engine.faults.spawn_errno = errno.ENOMEM
+        assert "Cannot allocate memory" in (await run(host, "box", "true")).error.error
+
+
+async def test_a_slow_spawn_may_be_killed_before_it_starts(
+    fake_host: OpenFake, autojump_clock: trio.testing.MockClock
+) -> None:
+    async with fake_host(engine=FakeEngine(Faults(spawn_delay_s=5))) as (host, _):
+        async with converse(host, "box", Execute(command="sleep 100", command_id="c")) as reader:
+            await reader.link.send(Kill())
+        async with converse(host, "box", Reconnect("c")) as reader:
+            outcome = await reader.to_end()
+        assert isinstance(outcome.frames[0], Started)
+        assert outcome.exit_code == 137
+
+
+async def test_finished_sessions_are_bounded_in_number_and_memory(
+    fake_host: OpenFake, autojump_clock: trio.testing.MockClock
+) -> None:
+    limits = SessionLimits(finished=5, finished_bytes=1_000_000)
+    async with fake_host(sessions=limits) as (host, _):
+        for number in range(10):
+            await run(host, "box", f"echo {number}", command_id=str(number), ttl_s=-1)
+        seen = {}
+        for number in range(10):
+            async with converse(host, "box", Reconnect(str(number))) as reader:
+                end = (await reader.to_end()).end
+                seen[number] = end.error_type if isinstance(end, ErrorFrame) else "there"
+        assert seen == {n: "SessionExpired" if n < 5 else "there" for n in range(10)}
+        for number in range(3):
+            await run(host, "box", "head -c 600000 /dev/zero", command_id=f"big{number}", ttl_s=-1)
+        sessions = (await host.find("box"))._sessions
+        assert len(sessions) == 1
+
+
+async def test_running_commands_are_bounded(fake_host: OpenFake, autojump_clock: trio.testing.MockClock) -> None:
+    async with fake_host(sessions=SessionLimits(running=2)) as (host, _):
+        async with (
+            converse(host, "box", Execute(command="sleep 5")) as one,
+            converse(host, "box", Execute(command="sleep 5")) as two,
+        ):
+            await one.started()
+            await two.started()
+            assert "limit" in (await run(host, "box", "true")).error.error
+        await trio.sleep(6)
+        assert (await run(host, "box", "true")).exit_code == 0
+
+
+async def test_deadlines_of_gone_sessions_do_not_pile_up(
+    fake_host: OpenFake, autojump_clock: trio.testing.MockClock
+) -> None:
+    async with fake_host(sessions=SessionLimits(finished=3)) as (host, _):
+        for number in range(40):
+            await run(host, "box", "true", command_id=str(number))
+        sessions = (await host.find("box"))._sessions
+        assert len(sessions._deadlines) <= 8
+        assert len(sessions) == 3
+        await trio.sleep(700)
+        assert len(sessions) == 0
+
+
+async def test_receive_can_be_cancelled_without_losing_anything(
+    fake_host: OpenFake, autojump_clock: trio.testing.MockClock
+) -> None:
+    async with fake_host() as (host, _):
+        script = "for i in a b c d e f; do echo $i; sleep 0.3; done"
+        async with converse(host, "box", Execute(command=script)) as reader:
+            while not (reader.frames and isinstance(reader.frames[-1], Exit)):
+                with trio.move_on_after(0.1):
+                    reader.frames.append(await reader.link.receive())
+            outcome = await reader.to_end()
+        outcome.check_offsets()
+        assert outcome.stdout == "a\nb\nc\nd\ne\nf\n"
+
+
+async def test_one_task_at_a_time_reads_an_attachment(
+    fake_host: OpenFake, autojump_clock: trio.testing.MockClock
+) -> None:
+    async with fake_host() as (host, _):
+        attachment = await host.attach("box", Execute(command="sleep 5"))
+        await attachment.receive()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(attachment.receive)
+            await trio.sleep(1)
+            with pytest.raises(trio.BusyResourceError):
+                await attachment.receive()
+        await attachment.aclose()
+        await attachment.aclose()
+        with pytest.raises(trio.ClosedResourceError):
+            await attachment.receive()
+        with pytest.raises(trio.ClosedResourceError):
+            await attachment.send(Kill())
+
+
+async def test_closing_an_attachment_wakes_its_reader(
+    fake_host: OpenFake, autojump_clock: trio.testing.MockClock
+) -> None:
+    async with fake_host() as (host, _):
+        attachment = await host.attach("box", Execute(command="sleep 5"))
+        await attachment.receive()
+
+        async def read() -> None:
+            with pytest.raises(trio.ClosedResourceError):
+                await attachment.receive()
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(read)
+            await trio.testing.wait_all_tasks_blocked()
+            await attachment.aclose()
