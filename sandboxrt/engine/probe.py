@@ -313,7 +313,7 @@ class _Prober:
                 continue
             ran = await self._container(hide=hide, groups=groups)
             if ran.ok:
-                why = "" if groups else next(iter(words), self.hierarchy.reason)
+                why = "" if groups else words[0] if limited else self.hierarchy.reason
                 return ran, Trial(groups, why), hide
             words.append(ran.detail)
         # The last attempt asked for the least, so what it failed for is in the way of all.
@@ -356,7 +356,7 @@ class _Prober:
         return BundlePlan(
             hostname="probe",
             rootfs=f"{_STAGE}/rootfs",
-            tmp_source=f"{_STAGE}/tmp",
+            tmp_source=f"{_STAGE}/tmp",  # noqa: S108 - see there
             init_source=f"{_STAGE}/program",
             init_argv=(INIT_PATH,),
             id_map=(self.container_root, _SANDBOX_IDS),
