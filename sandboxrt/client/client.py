@@ -1,0 +1,446 @@
+"""The client on trio: sandboxes and snapshots, owned by an ``async with`` block."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, NoReturn, Self
+
+import attrs
+import trio
+
+from sandboxrt.client.owner import Owner
+from sandboxrt.client.sandbox import DELETE_S, AsyncSandbox, AsyncSandboxCreation
+from sandboxrt.client.transport.base import Transport
+from sandboxrt.client.transport.local import HostConfig, LocalTransport
+from sandboxrt.engine.base import Engine
+from sandboxrt.errors import ClientClosedError, SandboxClientError
+from sandboxrt.models import DEFAULT_LIMITS, DEFAULT_REQUIRE, Isolation, Limits, ResourceStatus, Snapshot
+from sandboxrt.protocol.rest import CreateSandbox, CreateSnapshot, UpdateSandbox
+
+__all__ = ["AsyncSandboxClient"]
+
+_ENDPOINT_VARIABLES = ("LANGSMITH_ENDPOINT", "LANGCHAIN_ENDPOINT")
+_KEY_VARIABLES = ("LANGSMITH_API_KEY", "LANGCHAIN_API_KEY")
+
+
+class AsyncSandboxClient:
+    """Creates sandboxes and looks after them. Use it as ``async with AsyncSandboxClient() as client``.
+
+    The host runs inside this process, and its sandboxes end with the block, however it ends.
+
+    Args:
+        api_endpoint: A server's base URL. This version has no remote mode: see Raises.
+        timeout: Seconds for control calls to a server; no use when embedded.
+        api_key: A server's key, likewise.
+        max_retries: Retries of calls to a server, likewise.
+        headers: Headers for calls to a server, likewise.
+        mode: ``"embedded"`` whatever the environment says; by default an endpoint or a key, given here or in
+            ``LANGSMITH_ENDPOINT``, ``LANGCHAIN_ENDPOINT``, ``LANGSMITH_API_KEY`` or ``LANGCHAIN_API_KEY``, mean
+            ``"remote"``.
+        state_dir: Folder for snapshots and sandboxes; several processes may share it.
+        runtime: OCI runtime, by name or path; ``crun`` by default.
+        limits: What a sandbox may use when its creation names no limits.
+        require: Isolation without which no sandbox is created.
+        allow_unenforced_limits: Accept limits that this host cannot enforce.
+        engine: What runs sandboxes instead of an OCI runtime, e.g. ``sandboxrt.testing``'s fake.
+
+    Raises:
+        SandboxClientError: Remote mode was chosen, which this version does not have; pass ``mode="embedded"`` or unset
+            the variable that the message names.
+
+    Cancellation: Leaving the block deletes every sandbox; that is shielded and bounded.
+    """
+
+    def __init__(
+        self,
+        *,
+        api_endpoint: str | None = None,
+        timeout: float = 10.0,
+        api_key: str | None = None,
+        max_retries: int = 3,
+        headers: Mapping[str, str] | None = None,
+        mode: Literal["embedded", "remote"] | None = None,
+        state_dir: str | os.PathLike[str] | None = None,
+        runtime: str | None = None,
+        limits: Limits = DEFAULT_LIMITS,
+        require: frozenset[Isolation] = DEFAULT_REQUIRE,
+        allow_unenforced_limits: bool = False,
+        engine: Engine | None = None,
+    ) -> None:
+        if mode not in (None, "embedded", "remote"):
+            raise ValueError(f"mode must be 'embedded' or 'remote', not {mode!r}")
+        why = None if mode == "embedded" else _why_remote(api_endpoint, api_key)
+        if mode == "remote" or why is not None:
+            raise SandboxClientError(
+                f"remote mode was chosen ({why or 'mode=' + repr(mode)}), and this version of sandboxrt runs sandboxes on "
+                'this machine only; pass mode="embedded", or leave that out'
+            )
+        given = {"state_dir": None if state_dir is None else Path(state_dir), "runtime": runtime}
+        self._config = HostConfig(
+            limits=limits, require=require, **{name: value for name, value in given.items() if value is not None}
+        )
+        self._allow_unenforced_limits = allow_unenforced_limits
+        self._engine = engine
+        self._stack: contextlib.AsyncExitStack | None = None
+        self._owner: Owner | None = None
+
+    def __repr__(self) -> str:
+        state = "open" if self._owner is not None else "closed"
+        return f"<{type(self).__name__} embedded in {self._config.state_dir}, {state}>"
+
+    @property
+    def mode(self) -> Literal["embedded", "remote"]:
+        """Where sandboxes run: in this process, or on a server."""
+        return "embedded"
+
+    # -- sandboxes ---------------------------------------------------------------------------------------------------
+
+    def sandbox(
+        self,
+        snapshot_id: str | None = None,
+        *,
+        snapshot_name: str | None = None,
+        name: str | None = None,
+        timeout: float = 30,
+        ttl_seconds: int | None = None,
+        idle_ttl_seconds: int | None = None,
+        vcpus: float | None = None,
+        mem_bytes: int | None = None,
+        fs_capacity_bytes: int | None = None,
+        env: Mapping[str, str] | None = None,
+        limits: Limits | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> AsyncSandboxCreation:
+        """A sandbox that is deleted when its block ends: ``async with client.sandbox() as sb``.
+
+        The arguments and errors are those of :meth:`create_sandbox`.
+        """
+        request = self._creation(
+            snapshot_id,
+            snapshot_name=snapshot_name,
+            name=name,
+            timeout=timeout,
+            ttl_seconds=ttl_seconds,
+            idle_ttl_seconds=idle_ttl_seconds,
+            limits=_limits(limits or self._config.limits, vcpus, mem_bytes, fs_capacity_bytes),
+            env=env,
+        )
+        return AsyncSandboxCreation(lambda: self._create(request, auto_delete=True))
+
+    async def create_sandbox(
+        self,
+        snapshot_id: str | None = None,
+        *,
+        snapshot_name: str | None = None,
+        name: str | None = None,
+        timeout: float = 30,
+        wait_for_ready: bool = True,
+        ttl_seconds: int | None = None,
+        idle_ttl_seconds: int | None = None,
+        vcpus: float | None = None,
+        mem_bytes: int | None = None,
+        fs_capacity_bytes: int | None = None,
+        env: Mapping[str, str] | None = None,
+        limits: Limits | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> AsyncSandbox:
+        """Create a sandbox to keep until it is deleted or the client closes.
+
+        Args:
+            snapshot_id: What to start from; with ``snapshot_name`` left out too, the built-in ``host`` snapshot.
+            snapshot_name: The newest ready snapshot of that name.
+            name: Unique on the host; made up if left out.
+            timeout: Seconds until creation is given up.
+            wait_for_ready: ``False`` returns at once, with status ``provisioning``.
+            ttl_seconds: Longest lifetime, a multiple of 60; 0 = none.
+            idle_ttl_seconds: Lifetime without activity, likewise.
+            vcpus: CPU limit; overrides ``limits``.
+            mem_bytes: Memory limit in bytes; overrides ``limits``.
+            fs_capacity_bytes: Disk size in bytes; overrides ``limits``.
+            env: Environment of its commands.
+            limits: Everything that it may use.
+            headers: For a server.
+
+        Raises:
+            ValueError: An argument, or two together, make no sense; the message names them.
+            IsolationError: This host gives less isolation than required.
+            ResourceCreationError: It could not be started; the message has the reason.
+            ResourceNotFoundError: There is no such snapshot.
+            ResourceTimeoutError: It was not ready in time.
+
+        Cancellation: atomic; what had been made is deleted, shielded and bounded.
+
+        Source: protocol.md §2.3.
+        """
+        request = self._creation(
+            snapshot_id,
+            snapshot_name=snapshot_name,
+            name=name,
+            timeout=timeout,
+            wait_for_ready=wait_for_ready,
+            ttl_seconds=ttl_seconds,
+            idle_ttl_seconds=idle_ttl_seconds,
+            limits=_limits(limits or self._config.limits, vcpus, mem_bytes, fs_capacity_bytes),
+            env=env,
+        )
+        return await self._create(request, auto_delete=False)
+
+    async def get_sandbox(self, name: str, *, headers: Mapping[str, str] | None = None) -> AsyncSandbox:
+        """An existing sandbox by name. Raises :class:`~sandboxrt.errors.ResourceNotFoundError`."""
+        owner = self._open_owner()
+        return AsyncSandbox(owner, await owner.transport.get_sandbox(name), auto_delete=False)
+
+    async def get_sandbox_status(self, name: str, *, headers: Mapping[str, str] | None = None) -> ResourceStatus:
+        """How far a sandbox is. Raises :class:`~sandboxrt.errors.ResourceNotFoundError`."""
+        return await self._transport.sandbox_status(name)
+
+    async def wait_for_sandbox(
+        self,
+        name: str,
+        *,
+        timeout: float = 120,
+        poll_interval: float = 1.0,
+        headers: Mapping[str, str] | None = None,
+    ) -> AsyncSandbox:
+        """Wait until a sandbox is ready.
+
+        Raises:
+            ResourceCreationError: It failed; the message says why.
+            ResourceTimeoutError: It was not ready after ``timeout`` seconds.
+        """
+        owner = self._open_owner()
+        info = await owner.transport.wait_for_sandbox(name, timeout, poll_interval)
+        return AsyncSandbox(owner, info, auto_delete=False)
+
+    async def list_sandboxes(self, *, headers: Mapping[str, str] | None = None) -> list[AsyncSandbox]:
+        """Every sandbox of this client."""
+        owner = self._open_owner()
+        return [AsyncSandbox(owner, info, auto_delete=False) for info in await owner.transport.list_sandboxes()]
+
+    async def update_sandbox(
+        self,
+        name: str,
+        *,
+        new_name: str | None = None,
+        ttl_seconds: int | None = None,
+        idle_ttl_seconds: int | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> AsyncSandbox:
+        """Rename a sandbox or change its lifetimes; ``None`` leaves as is, a TTL of 0 disables it.
+
+        Raises:
+            ResourceNameConflictError: The new name is taken.
+        """
+        _check_ttl("ttl_seconds", ttl_seconds)
+        _check_ttl("idle_ttl_seconds", idle_ttl_seconds)
+        owner = self._open_owner()
+        request = UpdateSandbox(new_name=new_name, ttl_seconds=ttl_seconds, idle_ttl_seconds=idle_ttl_seconds)
+        return AsyncSandbox(owner, await owner.transport.update_sandbox(name, request), auto_delete=False)
+
+    async def delete_sandbox(self, name: str, *, headers: Mapping[str, str] | None = None) -> None:
+        """Delete a sandbox and everything in it. Raises :class:`~sandboxrt.errors.ResourceNotFoundError`."""
+        await self._transport.delete_sandbox(name)
+
+    # -- snapshots ---------------------------------------------------------------------------------------------------
+
+    async def create_snapshot(
+        self,
+        name: str,
+        docker_image: str,
+        fs_capacity_bytes: int,
+        *,
+        registry_url: str | None = None,
+        registry_username: str | None = None,
+        registry_password: str | None = None,
+        tls_verify: bool | None = None,
+        timeout: float = 60,
+        headers: Mapping[str, str] | None = None,
+    ) -> Snapshot:
+        """Build a snapshot from a container image, and wait until it is ready.
+
+        Args:
+            name: Its name.
+            docker_image: ``python:3.12-slim``, ``registry.example/team/image:tag``, ``oci:DIR[:TAG]`` or
+                ``docker-archive:FILE[:REF]``.
+            fs_capacity_bytes: Disk size of its sandboxes where they name none.
+            registry_url: A registry to take short names from.
+            registry_username: For a registry that asks.
+            registry_password: For a registry that asks; never shown, never stored.
+            tls_verify: ``False`` accepts a registry without TLS.
+            timeout: Seconds to wait; the build goes on when they are over.
+            headers: For a server.
+
+        Raises:
+            ResourceCreationError: It failed (``error_type`` is ``ImagePull`` where it was the image); the message has
+                the tool's reason.
+            ResourceTimeoutError: It was not ready in time; ``wait_for_snapshot`` waits on.
+
+        Source: protocol.md §2.5.
+        """
+        request = CreateSnapshot(
+            name=name,
+            docker_image=docker_image,
+            fs_capacity_bytes=fs_capacity_bytes,
+            registry_url=registry_url,
+            registry_username=registry_username,
+            registry_password=registry_password,
+            tls_verify=tls_verify,
+        )
+        snapshot = await self._transport.create_snapshot(request)
+        return await self._transport.wait_for_snapshot(snapshot.id, timeout, 2.0)
+
+    async def get_snapshot(self, snapshot_id: str, *, headers: Mapping[str, str] | None = None) -> Snapshot:
+        """A snapshot by id. Raises :class:`~sandboxrt.errors.ResourceNotFoundError`."""
+        return await self._transport.get_snapshot(snapshot_id)
+
+    async def list_snapshots(
+        self,
+        *,
+        name_contains: str | None = None,
+        limit: int | None = None,
+        offset: int | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> list[Snapshot]:
+        """A page of snapshots, newest first.
+
+        Args:
+            name_contains: Part of the name, whatever its case.
+            limit: 1 to 500; 50 if left out.
+            offset: How many to pass over.
+            headers: For a server.
+
+        Raises:
+            ValidationError: ``limit`` or ``offset`` is out of range.
+        """
+        return await self._transport.list_snapshots(name_contains, limit, offset)
+
+    async def delete_snapshot(self, snapshot_id: str, *, headers: Mapping[str, str] | None = None) -> None:
+        """Delete a snapshot. Raises :class:`~sandboxrt.errors.ResourceInUseError` while sandboxes use it."""
+        await self._transport.delete_snapshot(snapshot_id)
+
+    async def wait_for_snapshot(
+        self,
+        snapshot_id: str,
+        *,
+        timeout: float = 300,
+        poll_interval: float = 2.0,
+        headers: Mapping[str, str] | None = None,
+    ) -> Snapshot:
+        """Wait until a snapshot is ready. Raises as :meth:`create_snapshot`."""
+        return await self._transport.wait_for_snapshot(snapshot_id, timeout, poll_interval)
+
+    # -- lifetime ----------------------------------------------------------------------------------------------------
+
+    async def __aenter__(self) -> Self:
+        if self._owner is not None:
+            raise RuntimeError("this client is open already; make another one")
+        async with contextlib.AsyncExitStack() as stack:
+            transport = await stack.enter_async_context(LocalTransport.open(self._config, self._engine))
+            nursery = await stack.enter_async_context(trio.open_nursery())
+            owner = Owner(transport, nursery)
+            stack.callback(_end, owner, nursery)
+            self._stack = stack.pop_all()
+        self._owner = owner
+        return self
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        assert self._stack is not None
+        stack, self._stack, self._owner = self._stack, None, None
+        try:
+            await stack.__aexit__(exc_type, exc, traceback)
+        except BaseExceptionGroup as group:
+            _raise_plain(group)
+
+    @property
+    def _transport(self) -> Transport:
+        return self._open_owner().transport
+
+    def _open_owner(self) -> Owner:
+        if self._owner is None:
+            raise ClientClosedError("the client is not open; use it inside `async with AsyncSandboxClient() as client:`")
+        return self._owner
+
+    def _creation(
+        self,
+        snapshot_id: str | None,
+        *,
+        snapshot_name: str | None,
+        name: str | None,
+        timeout: float,
+        ttl_seconds: int | None,
+        idle_ttl_seconds: int | None,
+        limits: Limits,
+        env: Mapping[str, str] | None,
+        wait_for_ready: bool = True,
+    ) -> CreateSandbox:
+        if snapshot_id is not None and snapshot_name is not None:
+            raise ValueError("give snapshot_id or snapshot_name, not both")
+        if timeout <= 0:
+            raise ValueError(f"timeout must be more than 0 seconds, not {timeout!r}")
+        _check_ttl("ttl_seconds", ttl_seconds)
+        _check_ttl("idle_ttl_seconds", idle_ttl_seconds)
+        return CreateSandbox(
+            name=name or f"sandbox-{secrets.token_hex(4)}",
+            snapshot_id=snapshot_id,
+            snapshot_name=snapshot_name,
+            wait_for_ready=wait_for_ready,
+            timeout_s=timeout,
+            ttl_seconds=ttl_seconds,
+            idle_ttl_seconds=idle_ttl_seconds,
+            limits=limits,
+            allow_unenforced_limits=self._allow_unenforced_limits,
+            env=dict(env or {}),
+        )
+
+    async def _create(self, request: CreateSandbox, *, auto_delete: bool) -> AsyncSandbox:
+        owner = self._open_owner()
+        try:
+            info = await owner.transport.create_sandbox(request)
+        except trio.Cancelled:
+            # The reply may have been under way; the name is ours, so what it named can be found.
+            with trio.move_on_after(DELETE_S, shield=True), contextlib.suppress(SandboxClientError):
+                await owner.transport.delete_sandbox(request.name)
+            raise
+        return AsyncSandbox(owner, info, auto_delete=auto_delete, created=True)
+
+
+def _end(owner: Owner, nursery: trio.Nursery) -> None:
+    owner.close()
+    nursery.cancel_scope.cancel()
+
+
+def _raise_plain(group: BaseExceptionGroup[Any]) -> NoReturn:
+    """Raise the one error in a group by itself; nobody catches groups of one."""
+    error: BaseException = group
+    while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
+        error = error.exceptions[0]
+    raise error
+
+
+def _why_remote(api_endpoint: str | None, api_key: str | None) -> str | None:
+    given = (("api_endpoint=", api_endpoint), ("api_key=", api_key))
+    environment = ((name, os.environ.get(name)) for name in (*_ENDPOINT_VARIABLES, *_KEY_VARIABLES))
+    for name, value in (*given, *environment):
+        if value is not None and value.strip():
+            return f"{name} is set"
+    return None
+
+
+def _limits(base: Limits, vcpus: float | None, mem_bytes: int | None, disk_bytes: int | None) -> Limits:
+    given = {"vcpus": vcpus, "mem_bytes": mem_bytes, "disk_bytes": disk_bytes}
+    for name, value in given.items():
+        if value is not None and value <= 0:
+            raise ValueError(f"{'fs_capacity_bytes' if name == 'disk_bytes' else name} must be more than 0, not {value}")
+    return attrs.evolve(base, **{name: value for name, value in given.items() if value is not None})
+
+
+def _check_ttl(name: str, seconds: int | None) -> None:
+    if seconds is not None and (seconds < 0 or seconds % 60):
+        raise ValueError(f"{name} must be 0 or a multiple of 60 seconds, not {seconds}")

@@ -1,0 +1,102 @@
+"""The embedded transport: a host in this process, reached through its actors' memory channels."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator
+from typing import Literal
+
+import attrs
+
+from sandboxrt.client.transport.base import Attachment
+from sandboxrt.engine.base import Engine
+from sandboxrt.host.config import HostConfig
+from sandboxrt.host.host import Host, open_host
+from sandboxrt.models import IsolationReport, ResourceStatus, Snapshot
+from sandboxrt.protocol.exec import Execute, Reconnect
+from sandboxrt.protocol.rest import CreateSandbox, CreateSnapshot, SandboxInfo, UpdateSandbox
+
+__all__ = ["HostConfig", "LocalTransport"]
+
+
+@attrs.frozen
+class LocalTransport:
+    """Hands every call to the host as it is. Errors and cancellation are the host's."""
+
+    host: Host
+
+    @classmethod
+    @contextlib.asynccontextmanager
+    async def open(cls, config: HostConfig, engine: Engine | None = None) -> AsyncIterator[LocalTransport]:
+        """A transport to a host that lives as long as the block; its sandboxes go with it."""
+        async with open_host(config, engine=engine) as host:
+            yield cls(host)
+
+    @property
+    def mode(self) -> Literal["embedded"]:
+        """Which kind it is."""
+        return "embedded"
+
+    async def create_sandbox(self, request: CreateSandbox) -> SandboxInfo:
+        """Make a sandbox."""
+        return await self.host.create_sandbox(request)
+
+    async def get_sandbox(self, name: str) -> SandboxInfo:
+        """A sandbox by name or id."""
+        return await self.host.get_sandbox(name)
+
+    async def list_sandboxes(self) -> list[SandboxInfo]:
+        """Every sandbox of the host."""
+        return await self.host.list_sandboxes()
+
+    async def update_sandbox(self, name: str, request: UpdateSandbox) -> SandboxInfo:
+        """Change a sandbox."""
+        return await self.host.update_sandbox(name, request)
+
+    async def delete_sandbox(self, name: str) -> None:
+        """Delete a sandbox."""
+        await self.host.delete_sandbox(name)
+
+    async def sandbox_status(self, name: str) -> ResourceStatus:
+        """How far a sandbox is."""
+        return await self.host.sandbox_status(name)
+
+    async def wait_for_sandbox(self, name: str, timeout_s: float, poll_interval_s: float) -> SandboxInfo:
+        """Wait until a sandbox is ready."""
+        return await self.host.wait_for_sandbox(name, timeout_s, poll_interval_s)
+
+    async def create_snapshot(self, request: CreateSnapshot) -> Snapshot:
+        """Begin to build a snapshot."""
+        return await self.host.create_snapshot(request)
+
+    async def get_snapshot(self, snapshot_id: str) -> Snapshot:
+        """A snapshot by id."""
+        return await self.host.get_snapshot(snapshot_id)
+
+    async def list_snapshots(self, name_contains: str | None, limit: int | None, offset: int | None) -> list[Snapshot]:
+        """A page of snapshots."""
+        return await self.host.list_snapshots(name_contains, limit, offset)
+
+    async def delete_snapshot(self, snapshot_id: str) -> None:
+        """Delete a snapshot."""
+        await self.host.delete_snapshot(snapshot_id)
+
+    async def wait_for_snapshot(self, snapshot_id: str, timeout_s: float, poll_interval_s: float) -> Snapshot:
+        """Wait until a snapshot is ready."""
+        return await self.host.wait_for_snapshot(snapshot_id, timeout_s, poll_interval_s)
+
+    async def attach(self, sandbox: SandboxInfo, first: Execute | Reconnect) -> Attachment:
+        """Start a command or attach to one."""
+        return await self.host.attach(sandbox.id, first)
+
+    async def read_file(self, sandbox: SandboxInfo, path: str) -> bytes:
+        """A file's content."""
+        return await self.host.read_file(sandbox.id, path)
+
+    async def write_file(self, sandbox: SandboxInfo, path: str, content: AsyncIterator[bytes]) -> None:
+        """Put a file in place."""
+        await self.host.write_file(sandbox.id, path, content)
+
+    async def isolation(self, sandbox: SandboxInfo) -> IsolationReport:
+        """What isolation a sandbox really has."""
+        return await self.host.isolation(sandbox.id)
