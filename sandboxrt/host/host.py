@@ -130,8 +130,11 @@ async def clean_leftovers(state_dir: Path | str, *, engine: Engine | None = None
         SandboxClientError: The folder cannot be used, or something could not be removed; the message names it.
     """
     state_dir = Path(state_dir)
-    async with Store.open(state_dir) as store:
-        removed, trouble = await _clean(store, engine or default_engine(HostConfig(state_dir=state_dir)), state_dir)
+    async with contextlib.AsyncExitStack() as stack:
+        if engine is None:
+            engine = await stack.enter_async_context(default_engine(HostConfig(state_dir=state_dir)))
+        store = await stack.enter_async_context(Store.open(state_dir))
+        removed, trouble = await _clean(store, engine, state_dir)
     if trouble:
         raise SandboxClientError("Some leftovers could not be removed: " + "; ".join(trouble))
     return removed

@@ -41,6 +41,7 @@ from sandboxrt.testing.programs import Shell, Sink, Task, shell_body
 
 __all__ = ["FakeContainer", "FakeEngine", "FakeProcess", "Faults"]
 
+_ERRNO = {FileErrorKind.PERMISSION: errno.EACCES, FileErrorKind.NOT_A_DIRECTORY: errno.ENOTDIR}
 _PASSWD = b"root:x:0:0:root:/root:/bin/bash\nuser:x:1000:1000:user:/home/user:/bin/bash\n"
 _GROUP = b"root:x:0:\nstaff:x:50:user\nuser:x:1000:\n"
 
@@ -258,12 +259,9 @@ class FakeContainer:
 
     def _check(self, spec: ProcessSpec) -> None:
         try:
-            folder = self.files.look_up(spec.cwd, spec.identity)
+            self.files.enter(spec.cwd, spec.identity)
         except FileError as error:
-            number = errno.EACCES if error.kind is FileErrorKind.PERMISSION else errno.ENOENT
-            raise ExecFailedError("chdir", number, spec.cwd) from error
-        if not isinstance(folder, Folder):
-            raise ExecFailedError("chdir", errno.ENOTDIR, spec.cwd)
+            raise ExecFailedError("chdir", _ERRNO.get(error.kind, errno.ENOENT), spec.cwd) from error
         try:
             program = self.files.look_up(spec.argv[0], spec.identity)
         except FileError as error:

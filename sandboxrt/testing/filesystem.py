@@ -80,6 +80,18 @@ class MemoryFileSystem:
             _fail(FileErrorKind.NOT_FOUND, path)
         return entry
 
+    def enter(self, path: str, identity: Identity) -> Folder:
+        """The folder at ``path``, for working in.
+
+        Raises:
+            FileError: With the reason.
+        """
+        entry = self.look_up(path, identity)
+        if not isinstance(entry, Folder):
+            _fail(FileErrorKind.NOT_A_DIRECTORY, path)
+        _check(entry, identity, _ENTER, path)
+        return entry
+
     def read(self, path: str, identity: Identity) -> File:
         """The regular file at ``path``, readable by ``identity``.
 

@@ -348,8 +348,7 @@ async def _head(shell: Shell, words: list[str]) -> int:
 
 async def _cd(shell: Shell, words: list[str]) -> int:
     target = posixpath.normpath(shell.path(words[0] if words else shell.env.get("HOME", "/")))
-    if not isinstance(shell.around.files.look_up(target, shell.identity), Folder):
-        raise FileError(FileErrorKind.NOT_A_DIRECTORY, target)
+    shell.around.files.enter(target, shell.identity)
     shell.cwd = target
     return 0
 

@@ -383,8 +383,11 @@ async def environment_folder_and_user(driver: Driver) -> None:
         script = "printenv A; printenv B; printenv HOME; printenv PATH > /dev/null && pwd; id -u"
         outcome = await run(driver, name, script, env={"B": "call"}, cwd="/tmp")  # noqa: S108
         assert outcome.stdout == "sandbox\ncall\n/root\n/tmp\n0\n"
-        outcome = await run(driver, name, "id -u; printenv HOME", user="1234:5")
+        outcome = await run(driver, name, "id -u; printenv HOME", user="1234:5", cwd="/")
         assert outcome.stdout == "1234\n/\n"
+        error = (await run(driver, name, "true", user="1234")).error
+        assert "'1234' may not enter" in error.error
+        assert "'/root'" in error.error
 
 
 @_case
