@@ -5,7 +5,7 @@ from __future__ import annotations
 import nox
 
 nox.needs_version = ">=2025.2.9"
-nox.options.sessions = ["lint", "types", "facades", "docs", "test"]
+nox.options.sessions = ["lint", "types", "docs", "test"]
 nox.options.reuse_existing_virtualenvs = True
 
 PROJECT = nox.project.load_toml("pyproject.toml")
@@ -41,25 +41,10 @@ def types(session: nox.Session) -> None:
 
 
 @nox.session
-def facades(session: nox.Session) -> None:
-    """Check that sync/ and aio/ are what the generator makes from client/ (``-- --write`` makes them anew)."""
-    _install(session, "lint")
-    arguments = [] if "--write" in session.posargs else ["--check"]
-    session.run("python", "tools/gen_facades.py", *arguments)
-
-
-@nox.session
 def test(session: nox.Session) -> None:
     """Run every test, real containers included (root; ``-- -m 'not container'`` leaves those out)."""
     _install(session, "test")
     session.run("pytest", *session.posargs)
-
-
-@nox.session
-def bench(session: nox.Session) -> None:
-    """Measure, side by side with what we compare to, and print the table of docs/benchmarks.md (root)."""
-    _install(session, "test")
-    session.run("python", "-m", "benchmarks", *session.posargs)
 
 
 @nox.session

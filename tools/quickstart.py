@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import time
 
-from sandboxrt import SandboxClient
+import trio
+
+from sandboxrt import AsyncSandboxClient
 
 UNTRUSTED = r"""
 import os, platform, socket
@@ -21,23 +23,27 @@ except OSError as error:
 """
 
 
-def main() -> None:
+def _ms(since: float) -> str:
+    return f"{(time.perf_counter() - since) * 1000:.0f} ms"
+
+
+async def main() -> None:
     """Create a sandbox, run code in it, print what happened and how long it took."""
-    with SandboxClient(mode="embedded") as client:
+    async with AsyncSandboxClient(mode="embedded") as client:
         started = time.perf_counter()
-        with client.sandbox() as sandbox:
-            print(f"sandbox {sandbox.name} is ready after {(time.perf_counter() - started) * 1000:.0f} ms")
-            sandbox.write("/home/user/untrusted.py", UNTRUSTED)
+        async with client.sandbox() as sandbox:
+            print(f"sandbox {sandbox.name} is ready after {_ms(started)} (the first one also prepares this machine)")
+            await sandbox.write("/home/user/untrusted.py", UNTRUSTED)
             started = time.perf_counter()
-            result = sandbox.run("python3 /home/user/untrusted.py")
-            print(f"the code ran for {(time.perf_counter() - started) * 1000:.0f} ms and printed:\n")
+            result = await sandbox.run("python3 /home/user/untrusted.py")
+            print(f"the code ran for {_ms(started)} and printed:\n")
             print(result.stdout + result.stderr)
             print(f"exit code {result.exit_code}")
-            killed = sandbox.run("sleep 600", timeout=0, wait=False)
-            killed.kill()
-            print(f"a command that we killed ended with {killed.result.exit_code}")
+            endless = await sandbox.run("sleep 600", timeout=0, wait=False)
+            await endless.kill()
+            print(f"a command that we killed ended with {(await endless.result).exit_code}")
     print("the sandbox is gone; nothing of it is left on this machine")
 
 
 if __name__ == "__main__":
-    main()
+    trio.run(main)

@@ -77,8 +77,8 @@ class AsyncSandboxClient:
         why = None if mode == "embedded" else _why_remote(api_endpoint, api_key)
         if mode == "remote" or why is not None:
             raise SandboxClientError(
-                f"remote mode was chosen ({why or 'mode=' + repr(mode)}), and this version of sandboxrt runs sandboxes on "
-                'this machine only; pass mode="embedded", or leave that out'
+                f"remote mode was chosen ({why or 'mode=' + repr(mode)}), and this version of sandboxrt runs sandboxes "
+                'on this machine only; pass mode="embedded", or leave that out'
             )
         given = {"state_dir": None if state_dir is None else Path(state_dir), "runtime": runtime}
         self._config = HostConfig(
@@ -364,7 +364,9 @@ class AsyncSandboxClient:
 
     def _open_owner(self) -> Owner:
         if self._owner is None:
-            raise ClientClosedError("the client is not open; use it inside `async with AsyncSandboxClient() as client:`")
+            raise ClientClosedError(
+                "the client is not open; use it inside `async with AsyncSandboxClient() as client:`"
+            )
         return self._owner
 
     def _creation(
@@ -437,7 +439,9 @@ def _limits(base: Limits, vcpus: float | None, mem_bytes: int | None, disk_bytes
     given = {"vcpus": vcpus, "mem_bytes": mem_bytes, "disk_bytes": disk_bytes}
     for name, value in given.items():
         if value is not None and value <= 0:
-            raise ValueError(f"{'fs_capacity_bytes' if name == 'disk_bytes' else name} must be more than 0, not {value}")
+            raise ValueError(
+                f"{'fs_capacity_bytes' if name == 'disk_bytes' else name} must be more than 0, not {value}"
+            )
     return attrs.evolve(base, **{name: value for name, value in given.items() if value is not None})
 
 

@@ -171,7 +171,7 @@ class AsyncCommandHandle:
         await self._session.send(Input(data))
 
     async def close_input(self) -> None:
-        """Give the command end of input. Idempotent; nothing under ``pty`` (send ``"\\x04"`` there)."""
+        """Give the command end of input. Idempotent; nothing under ``pty`` (send Ctrl-D there)."""
         if not self._stdin_closed and not self._pty:
             await self._session.send(CloseStdin())
             self._stdin_closed = True

@@ -323,9 +323,7 @@ class AsyncSandbox:
         if scope.cancelled_caught:
             raise SandboxOperationError(f"{path} was not written within {timeout:g} s", "write", "Timeout")
 
-    async def read(
-        self, path: str, *, timeout: float = 60, headers: Mapping[str, str] | None = None
-    ) -> bytes:
+    async def read(self, path: str, *, timeout: float = 60, headers: Mapping[str, str] | None = None) -> bytes:
         """Read a file.
 
         Args:

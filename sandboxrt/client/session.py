@@ -320,9 +320,7 @@ class CommandSession:
                 if self.kill_on_disconnect:
                     await self._close_attachment()
             if self._attachment is None:
-                await self._attach(
-                    Reconnect(self.command_id, self._received["stdout"], self._received["stderr"])
-                )
+                await self._attach(Reconnect(self.command_id, self._received["stdout"], self._received["stderr"]))
             assert self._attachment is not None
             return self._attachment
 

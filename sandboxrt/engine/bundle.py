@@ -35,7 +35,7 @@ CAPABILITIES: tuple[str, ...] = (
     "CAP_SYS_CHROOT",
 )
 """What package managers, servers that drop their rights, and the first process need, valid only inside the container's
-user namespace. ``SETFCAP`` is there for packages that carry file capabilities (without gain: no_new_privs ignores them).
+user namespace. ``SETFCAP`` is there for packages that carry file capabilities (no gain: no_new_privs ignores them).
 Unlike container engines: no ``MKNOD`` and ``AUDIT_WRITE`` (useless in a user namespace) and no ``NET_RAW``."""
 
 MASKED_PATHS: tuple[str, ...] = (
@@ -127,7 +127,7 @@ def _mounts(plan: BundlePlan) -> list[dict[str, Any]]:
         _mount(
             "/dev/pts", "devpts", "devpts", "nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"
         ),
-        _mount("/dev/shm", "tmpfs", "shm", *quiet, "mode=1777", f"size={_SHM_BYTES}"),
+        _mount("/dev/shm", "tmpfs", "shm", *quiet, "mode=1777", f"size={_SHM_BYTES}"),  # noqa: S108
         _mount("/dev/mqueue", "mqueue", "mqueue", *quiet),
         _mount("/sys", "sysfs", "sysfs", *quiet, "ro"),
         _mount("/tmp", "bind", plan.tmp_source, "bind", "nosuid", "nodev"),  # noqa: S108 - inside

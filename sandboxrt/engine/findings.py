@@ -89,6 +89,7 @@ class HostFacts:
         container: A container with the configuration of sandboxes was run.
         cgroups: The runtime put it under limits.
         hide_unified: The runtime works only where the second control-group hierarchy is out of its sight.
+        unified_mount: Where that is mounted, whether or not it can be written.
         swap_limit: Swap can be limited along with memory.
         userns: A user namespace with a block of 65,536 ids was made.
         overlay: An overlay was mounted in the state folder.
@@ -106,6 +107,7 @@ class HostFacts:
     container: Trial
     cgroups: Trial
     hide_unified: bool = False
+    unified_mount: str = "/sys/fs/cgroup/unified"
     swap_limit: bool = False
     userns: Trial
     overlay: Trial
@@ -252,7 +254,7 @@ def _inotify(facts: HostFacts) -> IsolationFinding:
     if facts.inotify.ok:
         return IsolationFinding(True, "user.max_inotify_instances of its user namespace")
     if not facts.is_root:
-        return IsolationFinding(False, facts.inotify.detail or "needs a user namespace made by root", _FIX_ROOT)
+        return IsolationFinding(False, facts.inotify.detail, _FIX_ROOT)
     return IsolationFinding(False, facts.inotify.detail, "use a kernel with CONFIG_INOTIFY_USER and user namespaces")
 
 

@@ -1,4 +1,4 @@
-"""The engine on an OCI runtime: disk and mounts by the launcher, the container by ``crun`` or ``runc``, orders by the init.
+"""The engine on an OCI runtime: the launcher mounts, ``crun`` or ``runc`` contains, the init takes orders.
 
 One program is started for each container: the launcher, which mounts in a namespace of its own and then becomes the
 runtime. What a container consists of on the host is named after its id (control groups, the runtime's record) or lies
@@ -150,11 +150,14 @@ class OciEngine:
 
     async def report(self) -> IsolationReport:
         """See :class:`~sandboxrt.engine.base.Engine`."""
-        return (await self._probe()).report
+        probe = await self._probe()
+        _require_runtime(probe)
+        return probe.report
 
     async def create(self, spec: ContainerSpec) -> OciContainer:
         """See :class:`~sandboxrt.engine.base.Engine`."""
         probe = await self._probe()
+        _require_runtime(probe)
         _require(spec, probe.report)
         cgroups = SandboxCgroups(probe.facts.hierarchy, spec.id, self._events) if probe.facts.cgroups.ok else None
         async with self._starts:
@@ -175,7 +178,7 @@ class OciEngine:
             await remove_tree(state_dir)
 
     async def remove(self, container_id: str, cgroups: SandboxCgroups | None, state_dir: Path) -> None:
-        """Free what a container has on the host, except its state folder. Bounded; raises ``RuntimeError`` after it all."""
+        """Free what a container has on the host, except its state folder. Bounded; may raise ``RuntimeError``."""
         left: list[str] = []
 
         async def attempt(what: str, work: Callable[[], Awaitable[object]]) -> None:
@@ -262,6 +265,15 @@ def _opened(stack: contextlib.ExitStack, path: Path, flags: int) -> int:
     fd = os.open(path, flags | os.O_CLOEXEC)
     stack.callback(os.close, fd)
     return fd
+
+
+def _require_runtime(probe: HostProbe) -> None:
+    runtime = probe.facts.runtime
+    if runtime.path is None:
+        raise EngineUnavailableError(
+            f"the OCI runtime {runtime.name!r} is not installed; install it (Debian: `sudo apt-get install crun`) "
+            "or name another one with runtime="
+        )
 
 
 def _require(spec: ContainerSpec, report: IsolationReport) -> None:

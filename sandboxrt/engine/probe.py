@@ -64,6 +64,7 @@ FIRST_SUBORDINATE_ID = 1
 """In an unprivileged user's outer namespace 0 is the user and 1..65536 are its subordinate ids. Containers get the
 latter: their root is then not even the user, and their ids are one range, which the kernel asks of a nested map."""
 
+_INOTIFY_WORDS = ["put", "/proc/sys/user/max_inotify_instances", "64"]
 _STAGE = "/tmp"  # noqa: S108 - covered by a tmpfs in the launcher's own mount namespace
 # What the launcher says when it was started without instructions: here, that the container's first process ran.
 _ALIVE = "instructions: length"
@@ -108,7 +109,7 @@ async def probe_host(runtime: str, state_dir: Path, *, fresh: bool = False) -> H
 async def _probe(runtime: str, state_dir: Path) -> HostProbe:
     found = await find_runtime(runtime)
     try:
-        launcher = await build_tool(LAUNCH_SOURCE, state_dir / "bin")
+        launcher = await build_tool(LAUNCH_SOURCE, state_dir / "tools")
     except EngineUnavailableError as error:
         facts = _nothing_works(found, str(error))
     else:
@@ -217,6 +218,7 @@ class _Prober:
             container=container,
             cgroups=cgroups,
             hide_unified=hide_unified,
+            unified_mount=_unified_mount(),
             swap_limit=self._swap_limit(),
             userns=userns,
             overlay=trials["overlay"],
@@ -240,8 +242,9 @@ class _Prober:
     async def _mount_trials(self, userns_fd: int | None, userns: Trial) -> dict[str, Trial]:
         if not self.is_root:
             overlay = await self._launch_in_userns(self._overlay_words("userxattr")) if userns.ok else userns
+            inotify = await self._launch_in_userns(_INOTIFY_WORDS) if userns.ok else userns
             no = Trial(False, "needs root")
-            return {"overlay": overlay, "idmap": no, "loop": no, "inotify": no}
+            return {"overlay": overlay, "idmap": no, "loop": no, "inotify": inotify}
         trials = {"overlay": await self._launch(["ns", *self._overlay_words("index=off")])}
         slot = str(_FIRST_SLOT)
         if userns_fd is None:
@@ -250,8 +253,7 @@ class _Prober:
             lower = str(self._folder("lower"))
             fd = str(userns_fd)
             trials["idmap"] = await self._launch(["ns", "clone", slot, lower, "idmap", slot, fd], userns_fd)
-            words = ["enter", fd, "put", "/proc/sys/user/max_inotify_instances", "64"]
-            trials["inotify"] = await self._launch(words, userns_fd)
+            trials["inotify"] = await self._launch(["enter", fd, *_INOTIFY_WORDS], userns_fd)
         trials["loop"] = await self._loop()
         return trials
 
@@ -356,7 +358,7 @@ class _Prober:
         return BundlePlan(
             hostname="probe",
             rootfs=f"{_STAGE}/rootfs",
-            tmp_source=f"{_STAGE}/tmp",  # noqa: S108 - see there
+            tmp_source=f"{_STAGE}/tmp",  # noqa: S108  # noqa: S108 - see there
             init_source=f"{_STAGE}/program",
             init_argv=(INIT_PATH,),
             id_map=(self.container_root, _SANDBOX_IDS),
