@@ -65,7 +65,7 @@ FIRST_SUBORDINATE_ID = 1
 latter: their root is then not even the user, and their ids are one range, which the kernel asks of a nested map."""
 
 _INOTIFY_WORDS = ["put", "/proc/sys/user/max_inotify_instances", "64"]
-_STAGE = "/tmp"  # noqa: S108 - covered by a tmpfs in the launcher's own mount namespace
+_STAGES = ("/mnt", "/tmp", "/media")  # noqa: S108 - covered by a tmpfs in the launcher's own mount namespace
 # What the launcher says when it was started without instructions: here, that the container's first process ran.
 _ALIVE = "instructions: length"
 
@@ -326,13 +326,13 @@ class _Prober:
         cgroups = SandboxCgroups(self.hierarchy, name)
         config = json.dumps(bundle_config(self._plan(cgroups.cgroups_path if groups else None)))
         assert self.runtime.path is not None
-        flags = [*self.runtime.flags(with_cgroups=groups), "--root", f"{_STAGE}/run"]
-        start = ["exec", self.runtime.path, *flags, "run", "--bundle", f"{_STAGE}/bundle", name]
+        flags = [*self.runtime.flags(with_cgroups=groups), "--root", f"{self.stage}/run"]
+        start = ["exec", self.runtime.path, *flags, "run", "--bundle", f"{self.stage}/bundle", name]
         program = os.open(self.launcher, os.O_RDONLY | os.O_CLOEXEC)
         try:
             if groups:
                 await cgroups.prepare()
-            stage = _stage_words(self.container_root, config, program)
+            stage = _stage_words(self.stage, self.container_root, config, program)
             path = _unified_mount()
             if self.is_root:
                 done = await self._launch(["ns", *(["hide", path] if hide else []), *stage, *start], program)
@@ -349,6 +349,13 @@ class _Prober:
         return Trial(_ALIVE in done.detail, _reason(done.detail))
 
     @property
+    def stage(self) -> str:
+        """A folder that can be covered: the runtime is not below it."""
+        runtime = Path(self.runtime.path or "/").resolve()
+        found = (each for each in _STAGES if Path(each).is_dir() and not runtime.is_relative_to(each))
+        return next(found, _STAGES[0])
+
+    @property
     def container_root(self) -> int:
         """The id of the container's root, outside of it."""
         return uid_base(UID_BLOCK_COUNT - 1) if self.is_root else FIRST_SUBORDINATE_ID
@@ -357,9 +364,9 @@ class _Prober:
         controllers = self.hierarchy.controllers if cgroup_path is not None else frozenset()
         return BundlePlan(
             hostname="probe",
-            rootfs=f"{_STAGE}/rootfs",
-            tmp_source=f"{_STAGE}/tmp",  # noqa: S108  # noqa: S108 - see there
-            init_source=f"{_STAGE}/program",
+            rootfs=f"{self.stage}/rootfs",
+            tmp_source=f"{self.stage}/tmp",  # noqa: S108
+            init_source=f"{self.stage}/program",
             init_argv=(INIT_PATH,),
             id_map=(self.container_root, _SANDBOX_IDS),
             cgroup_path=cgroup_path,
@@ -374,17 +381,17 @@ class _Prober:
         )
 
 
-def _stage_words(owner: int, config: str, program: int) -> list[str]:
+def _stage_words(stage: str, owner: int, config: str, program: int) -> list[str]:
     """Instructions that build a bundle in memory, where the container's root can reach it whoever owns the disk."""
-    words = ["cover", _STAGE]
+    words = ["cover", stage]
     for folder, mode in (("rootfs", "755"), ("tmp", "1777")):
-        words += ["dir", f"{_STAGE}/{folder}", mode, str(owner)]
+        words += ["dir", f"{stage}/{folder}", mode, str(owner)]
     # Owned by the container's root, as a sandbox's are: runsc makes mount points in them.
     for folder in ("proc", "dev", "sys", "tmp"):
-        words += ["dir", f"{_STAGE}/rootfs/{folder}", "755", str(owner)]
-    words += ["dir", f"{_STAGE}/run", "711", "0", "dir", f"{_STAGE}/bundle", "755", "0"]
-    words += ["file", f"{_STAGE}/bundle/config.json", "644", "0", config]
-    return [*words, "copy", f"{_STAGE}/program", "755", str(program)]
+        words += ["dir", f"{stage}/rootfs/{folder}", "755", str(owner)]
+    words += ["dir", f"{stage}/run", "711", "0", "dir", f"{stage}/bundle", "755", "0"]
+    words += ["file", f"{stage}/bundle/config.json", "644", "0", config]
+    return [*words, "copy", f"{stage}/program", "755", str(program)]
 
 
 def _pid_max() -> int:
