@@ -8,7 +8,6 @@ import os
 import shlex
 import signal
 import sys
-from collections.abc import AsyncIterator
 from contextlib import aclosing
 
 import attrs
@@ -196,17 +195,13 @@ async def _show(handle: AsyncCommandHandle) -> None:
 
 async def _feed(handle: AsyncCommandHandle) -> None:
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
-    async with _closing(read_input(_STDIN)) as chunks:
+    async with aclosing(read_input(_STDIN)) as chunks:
         async for chunk in chunks:
             if text := decoder.decode(chunk):
                 await handle.send_input(text)
     if tail := decoder.decode(b"", final=True):
         await handle.send_input(tail)
     await handle.close_input()
-
-
-def _closing(chunks: AsyncIterator[bytes]) -> aclosing[AsyncIterator[bytes]]:
-    return aclosing(chunks)  # type: ignore[type-var]
 
 
 async def _follow_size(handle: AsyncCommandHandle) -> None:

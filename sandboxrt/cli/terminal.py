@@ -7,7 +7,7 @@ import os
 import signal
 import termios
 import tty
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 
 import trio
 
@@ -27,7 +27,7 @@ def raw_mode(fd: int) -> Iterator[None]:
         termios.tcsetattr(fd, termios.TCSADRAIN, before)
 
 
-async def read_input(fd: int) -> AsyncIterator[bytes]:
+async def read_input(fd: int) -> AsyncGenerator[bytes, None]:
     """What can be read from ``fd`` until its end.
 
     The descriptor is read in a worker thread because it is shared with the caller's shell, which would be surprised to

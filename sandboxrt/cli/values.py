@@ -15,7 +15,7 @@ _SIZE = re.compile(r"(?P<number>\d+(?:\.\d+)?)\s*(?P<unit>[kmgt]?)(?:i?b)?", re.
 _SIZE_UNITS = {"": 1, "k": 1024, "m": 1024**2, "g": 1024**3, "t": 1024**4}
 
 
-class DurationType(click.ParamType):
+class DurationType(click.ParamType[float]):
     """Seconds, written ``30``, ``30s``, ``500ms``, ``5m`` or ``1h``."""
 
     name = "duration"
@@ -30,7 +30,7 @@ class DurationType(click.ParamType):
         return float(match["number"]) * _DURATION_UNITS[match["unit"]]
 
 
-class SizeType(click.ParamType):
+class SizeType(click.ParamType[int]):
     """Bytes, written ``512m``, ``4g``, ``1048576``; units are powers of 1024."""
 
     name = "size"
@@ -45,7 +45,7 @@ class SizeType(click.ParamType):
         return int(float(match["number"]) * _SIZE_UNITS[match["unit"].lower()])
 
 
-class AssignmentType(click.ParamType):
+class AssignmentType(click.ParamType[tuple[str, str]]):
     """``KEY=VALUE``."""
 
     name = "key=value"

@@ -80,9 +80,11 @@ class AsyncSandboxClient:
                 f"remote mode was chosen ({why or 'mode=' + repr(mode)}), and this version of sandboxrt runs sandboxes "
                 'on this machine only; pass mode="embedded", or leave that out'
             )
-        given = {"state_dir": None if state_dir is None else Path(state_dir), "runtime": runtime}
-        self._config = HostConfig(
-            limits=limits, require=require, **{name: value for name, value in given.items() if value is not None}
+        config = HostConfig(limits=limits, require=require)
+        self._config = attrs.evolve(
+            config,
+            state_dir=config.state_dir if state_dir is None else Path(state_dir),
+            runtime=runtime or config.runtime,
         )
         self._allow_unenforced_limits = allow_unenforced_limits
         self._engine = engine
@@ -442,7 +444,12 @@ def _limits(base: Limits, vcpus: float | None, mem_bytes: int | None, disk_bytes
             raise ValueError(
                 f"{'fs_capacity_bytes' if name == 'disk_bytes' else name} must be more than 0, not {value}"
             )
-    return attrs.evolve(base, **{name: value for name, value in given.items() if value is not None})
+    return attrs.evolve(
+        base,
+        vcpus=base.vcpus if vcpus is None else vcpus,
+        mem_bytes=base.mem_bytes if mem_bytes is None else mem_bytes,
+        disk_bytes=base.disk_bytes if disk_bytes is None else disk_bytes,
+    )
 
 
 def _check_ttl(name: str, seconds: int | None) -> None:

@@ -49,8 +49,8 @@ riscv_flush_icache rseq rt_sigaction rt_sigpending rt_sigprocmask rt_sigqueueinf
 rt_sigtimedwait rt_tgsigqueueinfo sched_get_priority_max sched_get_priority_min sched_getaffinity sched_getattr
 sched_getparam sched_getscheduler sched_rr_get_interval sched_setaffinity sched_setattr sched_setparam
 sched_setscheduler sched_yield seccomp set_robust_list set_thread_area set_tid_address setfsgid setfsuid setgid
-setgroups setitimer setpgid setpriority setregid setresgid setresuid setreuid setrlimit setsid setuid sigaltstack tgkill time
-timer_create timer_delete timer_getoverrun timer_gettime timer_settime times tkill vfork wait4 waitid
+setgroups setitimer setpgid setpriority setregid setresgid setresuid setreuid setrlimit setsid setuid sigaltstack tgkill
+time timer_create timer_delete timer_getoverrun timer_gettime timer_settime times tkill vfork wait4 waitid
 """
 _DEBUGGING = "process_vm_readv process_vm_writev ptrace"
 _CLOCKS = """
