@@ -123,7 +123,7 @@ async def test_a_background_child_that_prints_for_ever_does_not_hold_the_exit(
             outcome = await run(host, "box", f"(while true; do echo x; sleep {pause}; done) & echo leader")
             assert outcome.exit_code == 0
             assert trio.current_time() - began < 0.5
-        async with converse(host, "box", Execute(command="(head -c 100000000 /dev/zero) & exit 0")) as reader:
+        async with converse(host, "box", Execute(command="(head -c 15000000 /dev/zero) & exit 0")) as reader:
             assert (await reader.to_end()).exit_code == 0
 
 

@@ -37,7 +37,7 @@ async def create_find_delete(driver: Driver) -> None:
     async with sandbox(driver) as name:
         info = await driver.get_sandbox(name)
         assert (info.name, info.status) == (name, "ready")
-        assert await driver.get_sandbox(info.id) == info
+        assert (await driver.get_sandbox(info.id)).name == name
         assert name in [other.name for other in await driver.list_sandboxes()]
         assert (await driver.sandbox_status(name)).status == "ready"
     error = await _raises(ResourceNotFoundError, driver.get_sandbox(name))
