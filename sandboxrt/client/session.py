@@ -367,7 +367,7 @@ class CommandSession:
 
 def _lost_output(stream: Literal["stdout", "stderr"], requested: int, first: int) -> OutputLostError:
     return OutputLostError(
-        f"{stream} from byte {requested} to {first} is gone; reconnect with {stream}_offset={first} to go on without it",
+        f"{stream} from byte {requested} to {first} is gone; reconnect with {stream}_offset={first} to go on after it",
         stream=stream,
         requested_offset=requested,
         first_offset=first,
