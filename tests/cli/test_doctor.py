@@ -1,0 +1,130 @@
+"""`sandboxrt doctor` on this host: what it prints, its exit code, and the removal of what killed owners left."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import attrs
+import pytest
+from click.testing import CliRunner, Result
+
+from sandboxrt.cli import main
+from sandboxrt.models import DEFAULT_REQUIRE, Isolation, IsolationFinding, IsolationReport
+
+pytestmark = pytest.mark.container
+
+OWNER = """
+import os, sys, time, trio
+from sandboxrt import AsyncSandboxClient
+
+async def main():
+    async with AsyncSandboxClient(mode="embedded") as client:
+        async with client.sandbox(name="orphan") as sandbox:
+            await sandbox.run("true")
+            print("ready", flush=True)
+            await trio.sleep(60)
+
+trio.run(main)
+"""
+
+
+def run(*arguments: str) -> Result:
+    return CliRunner(env={"COLUMNS": "200", "NO_COLOR": "1"}).invoke(main, ["doctor", *arguments])
+
+
+def test_a_host_that_can_do_all_is_ready(tmp_path: Path) -> None:
+    result = run("--state-dir", str(tmp_path))
+    assert result.exit_code == 0, result.output
+    for prop in Isolation:
+        assert prop.value in result.output
+    assert "MISSING" not in result.output
+    assert result.output.rstrip().endswith("Ready: sandboxes are created with the default requirements and limits.")
+    assert "sudo apt-get install runsc" in result.output
+
+
+def test_json_has_every_property_with_what_is_needed(tmp_path: Path) -> None:
+    result = run("--state-dir", str(tmp_path), "--json", "--runtime", "runc")
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.output)
+    assert found["ready"] is True
+    assert found["runtime"].startswith("runc ")
+    assert found["state_dir"] == str(tmp_path)
+    assert set(found["properties"]) == {prop.value for prop in Isolation}
+    assert found["properties"]["memory-limit"]["needed"] is True
+    assert found["properties"]["guest-kernel"] == {
+        "achieved": False,
+        "detail": "system calls go to the host's kernel",
+        "fix": "sudo apt-get install runsc, then --runtime runsc",
+        "needed": False,
+    }
+
+
+def test_a_missing_runtime_is_an_exit_code_and_a_command(tmp_path: Path) -> None:
+    result = run("--state-dir", str(tmp_path), "--runtime", "no-such-runtime")
+    assert result.exit_code == 1
+    assert "MISSING" in result.output
+    assert "sudo apt-get install no-such-runtime" in result.output
+    assert "Not ready" in result.output
+    assert "allow_unenforced_limits" not in result.output, "no option helps where there is no isolation"
+    as_json = run("--state-dir", str(tmp_path), "--runtime", "no-such-runtime", "--json")
+    assert as_json.exit_code == 1
+    assert json.loads(as_json.output)["ready"] is False
+
+
+def test_only_limits_missing_names_the_option(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = {prop: IsolationFinding(prop in DEFAULT_REQUIRE, "[so] it is", "do [this]") for prop in Isolation}
+    report = IsolationReport("crun 1", found)
+
+    @attrs.frozen
+    class Probe:
+        report: IsolationReport
+
+    async def probe_host(runtime: str, state_dir: Path) -> Probe:
+        return Probe(report)
+
+    monkeypatch.setattr(sys.modules["sandboxrt.cli.doctor"], "probe_host", probe_host)
+    result = run("--state-dir", str(tmp_path))
+    assert result.exit_code == 1
+    assert "--allow-unenforced-limits" in result.output
+    assert "[so] it is" in result.output, "the tools' words are no markup"
+    assert result.output.count("do [this]") == 1, "one fix for many is said once"
+
+
+def test_a_state_folder_that_cannot_be_is_a_clean_error(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    result = run("--state-dir", str(tmp_path / "file" / "below"))
+    assert result.exit_code == 1
+    assert result.output.startswith("Error: ")
+    assert "Traceback" not in result.output
+
+
+def test_clean_removes_what_a_killed_owner_left(tmp_path: Path) -> None:
+    assert "nothing was left behind" in run("--state-dir", str(tmp_path), "--clean").output
+    owner = subprocess.Popen(
+        [sys.executable, "-c", OWNER],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "SANDBOXRT_STATE_DIR": str(tmp_path)},
+    )
+    try:
+        assert owner.stdout is not None
+        assert owner.stdout.readline() == "ready\n"
+        alive = json.loads(run("--state-dir", str(tmp_path), "--clean", "--json").output)
+        assert alive["removed"] == [], "a living owner's sandbox is left alone"
+        assert list((tmp_path / "sandboxes").iterdir())
+        owner.send_signal(signal.SIGKILL)
+        owner.wait(10)
+        result = run("--state-dir", str(tmp_path), "--clean")
+        assert "cleaned: orphan" in result.output
+        assert list((tmp_path / "sandboxes").iterdir()) == []
+        assert str(tmp_path) not in Path("/proc/self/mountinfo").read_text()
+    finally:
+        owner.kill()
+        owner.wait(10)
+        assert owner.stdout is not None
+        owner.stdout.close()
