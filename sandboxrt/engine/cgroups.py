@@ -158,18 +158,18 @@ def _kill_one_by_one(folder: Path) -> None:
         os.sched_yield()
 
 
-def _make(folder: Path, parent: Path) -> None:
+def _make(folder: Path) -> None:
     """Make a group and the one above it, which another sandbox's end may remove as we look."""
     for _ in range(_MKDIR_TRIES):
-        with contextlib.suppress(FileExistsError):
-            parent.mkdir()
         try:
-            folder.mkdir()
+            os.mkdir(folder)
         except FileExistsError:
             return
         except FileNotFoundError:
-            continue
-        return
+            with contextlib.suppress(FileExistsError):
+                os.mkdir(folder.parent)
+        else:
+            return
     raise OSError(errno.EBUSY, "the control group above goes away again and again", str(folder))
 
 
@@ -186,6 +186,8 @@ def _remove_one(folder: Path) -> bool:
 
 
 def _remove_with_children(folder: Path) -> bool:
+    if _remove_one(folder):
+        return True
     for child in _children(folder):
         _remove_one(child)
     return _remove_one(folder)
@@ -325,10 +327,10 @@ class SandboxCgroups:
 
     def _prepare(self) -> None:
         for mount in self.hierarchy.mounts:
-            parent = self.hierarchy.folder(mount)
-            _make(self.hierarchy.folder(mount, self.id), parent)
-            if mount == self.hierarchy.unified:
-                self._enable(parent)
+            folder = self.hierarchy.folder(mount, self.id)
+            _make(folder)
+            if mount == self.hierarchy.unified and self.hierarchy.controllers - self.hierarchy.v1.keys():
+                self._enable(folder.parent)
         cpuset = self.hierarchy.v1.get("cpuset")
         if cpuset is not None:
             self._inherit_cpuset(cpuset)
@@ -344,11 +346,13 @@ class SandboxCgroups:
 
     def _inherit_cpuset(self, mount: Path) -> None:
         """A new v1 cpuset has no cpu and no memory node, and takes no process until it has."""
-        parent = self.hierarchy.folder(mount)
-        for folder in (parent, parent / self.id):
-            for name in ("cpuset.cpus", "cpuset.mems"):
-                if not (folder / name).read_text().strip():
-                    _write(folder / name, (folder.parent / name).read_text().strip())
+        folder = self.hierarchy.folder(mount, self.id)
+        for name in ("cpuset.cpus", "cpuset.mems"):
+            inherited = (folder.parent / name).read_text().strip()
+            if not inherited:
+                inherited = (folder.parent.parent / name).read_text().strip()
+                _write(folder.parent / name, inherited)
+            _write(folder / name, inherited)
 
     def command_group(self) -> CgroupCommandGroup | None:
         """An empty group for one more command, or ``None`` where this host cannot hold a command's tree together."""
