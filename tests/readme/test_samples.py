@@ -37,14 +37,14 @@ class Expected:
 
 EXPECTED = {
     "running_commands": Expected(stdout="Hello, World!\n\n\n0\nTrue\nFalse\n1\n"),
-    "callbacks": Expected(contains=("building", "\nBuild succeeded\n"), stderr_contains=("warning",)),
+    "callbacks": Expected(contains=("building step", "\nBuild succeeded\n"), stderr_contains=("warning",)),
     "streaming_with_command_handle": Expected(contains=("Command ID: ", "[OUT] ", "[ERR] ", "\nExit code: 0\n")),
     "killing_a_running_command": Expected(stdout="Exit code: 137\n"),
     "sending_stdin_input": Expected(stdout="Name: Hello World\n", result=lambda result: result.success),
-    "auto_reconnect": Expected(contains=("building",), result=lambda result: result.success),
-    "manual_reconnect": Expected(contains=("building",), result=lambda result: "building" in result.stdout),
+    "auto_reconnect": Expected(contains=("building step",), result=lambda result: result.success),
+    "manual_reconnect": Expected(contains=("building step",), result=lambda result: "building" in result.stdout),
     "no_timeout": Expected(contains=("Ready",)),
-    "session_ttl": Expected(contains=("building",), result=lambda result: result.success),
+    "session_ttl": Expected(contains=("building step",), result=lambda result: result.success),
     "idle_timeout": Expected(contains=("Ready",)),
     "kill_on_disconnect": Expected(contains=("Ready",)),
     "combining_lifecycle_options": Expected(stdout=""),
@@ -101,7 +101,9 @@ async def test_trio(name: str, readme_snapshot_id: str) -> None:
 
 def _quick_start_async() -> Callable[..., Any]:
     names: dict[str, Any] = {}
-    source = _source("quick_start").replace("client = SandboxClient()\n", "")
+    source = (
+        _source("quick_start").replace("client = SandboxClient()\n", "").replace("SandboxClient", "AsyncSandboxClient")
+    )
     before, _, after = source.partition(EXISTING)
     existing = 'client.create_sandbox(snapshot_id=snapshot.id, name="your-sandbox")\n'
     exec(compile(asynchronous(before + existing + after, ("client",)), "quick_start.py", "exec"), names)
