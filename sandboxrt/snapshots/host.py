@@ -94,6 +94,7 @@ _COPIED: Final = (
 )
 _MAX_COPIED_BYTES: Final = 4 * 1024**2
 _SEARCH_DEPTH: Final = 3
+_MOUNT_TABLE: Final = "/proc/self/mountinfo"
 
 _PACKAGE_RECORDS: Final = (
     "/var/lib/dpkg/status",
@@ -138,8 +139,8 @@ def build_host(folder: Path, final: Path) -> SnapshotContent:
     """
     _check_layout()
     root, mask = folder / "root", folder / "usr"
-    root.mkdir(mode=0o755)
-    mask.mkdir(mode=0o755)
+    _mkdir(root)
+    _mkdir(mask)
     _write_root(root)
     _write_mask(mask)
     return SnapshotContent(
@@ -157,7 +158,7 @@ def _check_layout() -> None:
                 f"The built-in snapshot needs a merged /usr, but /{name} is a folder of its own here. Install the"
                 " package usrmerge, or create a snapshot from an image and name it."
             )
-    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as mounts:
+    with open(_MOUNT_TABLE, encoding="utf-8", errors="surrogateescape") as mounts:
         below = sorted({point for line in mounts if (point := line.split(" ")[4]).startswith("/usr/")})
     hidden = [point for point in below if point != "/usr/local" and not point.startswith("/usr/local/")]
     if hidden:

@@ -19,6 +19,7 @@ __all__ = ["ToolResult", "run_tool"]
 # Standard input is the lifeline: its other end closes when the owner dies, however it dies, and then the tool is
 # killed. (A parent-death signal would fire when the thread that forked ends, long before the process.)
 _LEASH: Final = """
+umask 022
 exec 3<&0 </dev/null
 "$@" 3<&- &
 tool=$!

@@ -1,7 +1,8 @@
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+import subprocess
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from pathlib import Path
 
 import pytest
@@ -30,6 +31,16 @@ def open_library(tmp_path: Path) -> OpenLibrary:
 
 def request_for(docker_image: str, name: str = "image", **options: object) -> CreateSnapshot:
     return CreateSnapshot(name=name, docker_image=docker_image, fs_capacity_bytes=GIB, **options)  # type: ignore[arg-type]
+
+
+@contextmanager
+def small_disk(folder: Path, size_bytes: int) -> Iterator[None]:
+    """Put a file system of that size on a folder."""
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size_bytes},mode=700", "tmpfs", str(folder)], check=True)
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)
 
 
 def left_on_disk(tmp_path: Path) -> list[str]:

@@ -17,7 +17,7 @@ from sandboxrt.snapshots.content import Phase, Progress, SnapshotConfig
 from tests.images.catalogue import Catalogue
 from tests.images.layouts import digest, entry, layer, write_layout
 from tests.images.registry import Registry
-from tests.snapshots.conftest import GIB, OpenLibrary, left_on_disk, request_for
+from tests.snapshots.conftest import GIB, OpenLibrary, left_on_disk, request_for, small_disk
 
 
 async def test_a_short_name_goes_where_registries_conf_says(
@@ -158,7 +158,7 @@ async def test_an_auth_file(open_library: OpenLibrary, password_registry: Regist
 async def test_a_wrong_name(open_library: OpenLibrary, readme_registry: Registry, tmp_path: Path) -> None:
     async with open_library() as library:
         snapshot = await library.create(request_for("no-such-image:9"))
-        with pytest.raises(ResourceCreationError, match="skopeo: .*manifest unknown") as caught:
+        with pytest.raises(ResourceCreationError, match=r"skopeo: .*manifest unknown") as caught:
             await library.wait(snapshot.id, 30)
         assert caught.value.error_type == "ImagePull"
         assert str(caught.value).endswith("[ImagePull]") and str(caught.value).count("ImagePull") == 1
@@ -348,3 +348,36 @@ async def test_what_is_refused_at_once(open_library: OpenLibrary, changes: dict[
             await library.create(request_for(**changes))
         assert caught.value.field == field
         assert await library.list() == ()
+
+
+async def test_the_umask_does_not_matter(open_library: OpenLibrary, tmp_path: Path) -> None:
+    layout = write_layout(tmp_path / "layout", [layer([entry("a/b", "c")])])
+    old = os.umask(0o077)
+    try:
+        async with open_library() as library:
+            snapshot = await library.create(request_for(f"oci:{layout}"))
+            await library.wait(snapshot.id, 30)
+            (root,) = (await library.use(snapshot.id)).layers
+    finally:
+        os.umask(old)
+    assert [stat.S_IMODE(path.stat().st_mode) for path in (root.path, root.path / "a")] == [0o755, 0o755]
+    # What is above it is nobody else's business: a layer may hold programs that run as root.
+    assert stat.S_IMODE((tmp_path / "state").stat().st_mode) == 0o700
+
+
+async def test_a_full_disk(tmp_path: Path, open_library: OpenLibrary) -> None:
+    layout = write_layout(tmp_path / "layout", [layer([entry("big", os.urandom(12 * 1024**2))])])
+    (tmp_path / "state").mkdir()
+    with small_disk(tmp_path / "state", 16 * 1024**2):
+        async with open_library(SnapshotConfig(min_free_bytes=0)) as library:
+            snapshot = await library.create(request_for(f"oci:{layout}"))
+            with pytest.raises(ResourceCreationError, match="no space left on device") as caught:
+                await library.wait(snapshot.id, 30)
+            assert caught.value.error_type == "DiskFull"
+            assert left_on_disk(tmp_path) == []
+        async with open_library(SnapshotConfig(min_free_bytes=1024**3)) as library:
+            snapshot = await library.create(request_for(f"oci:{layout}"))
+            with pytest.raises(ResourceCreationError, match=r"No space left on device: .* leave 1073741824") as caught:
+                await library.wait(snapshot.id, 30)
+            assert caught.value.error_type == "DiskFull"
+            assert left_on_disk(tmp_path) == []

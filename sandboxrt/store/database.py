@@ -1,0 +1,187 @@
+"""The database file: opened, brought to the newest schema, and its errors put into words."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import sqlite3
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Final, TypeVar
+
+import trio
+
+from sandboxrt.errors import SandboxClientError
+
+__all__ = ["SCHEMA_VERSION", "connect", "migrate", "naming", "run_blocking", "transaction"]
+
+T = TypeVar("T")
+
+_BUSY_TIMEOUT_S: Final = 10.0
+_FULL_BELOW_BYTES: Final = 1024**2
+
+_MIGRATIONS: Final[tuple[tuple[str, ...], ...]] = (
+    (
+        """CREATE TABLE snapshots (
+            seq INTEGER PRIMARY KEY AUTOINCREMENT,
+            id TEXT NOT NULL UNIQUE,
+            name TEXT NOT NULL,
+            kind TEXT NOT NULL,
+            status TEXT NOT NULL,
+            status_message TEXT,
+            error_type TEXT,
+            owner_id TEXT NOT NULL,
+            fs_capacity_bytes INTEGER NOT NULL,
+            fs_used_bytes INTEGER,
+            docker_image TEXT,
+            image_digest TEXT,
+            source_sandbox_id TEXT,
+            fingerprint TEXT,
+            content TEXT,
+            created_at TEXT NOT NULL,
+            updated_at TEXT NOT NULL
+        )""",
+        "CREATE INDEX snapshots_by_name ON snapshots (name, status, seq)",
+        """CREATE TABLE sandboxes (
+            seq INTEGER PRIMARY KEY AUTOINCREMENT,
+            id TEXT NOT NULL UNIQUE,
+            name TEXT NOT NULL UNIQUE,
+            owner_id TEXT NOT NULL,
+            snapshot_id TEXT NOT NULL REFERENCES snapshots (id),
+            status TEXT NOT NULL,
+            status_message TEXT,
+            uid_block INTEGER NOT NULL UNIQUE,
+            limits TEXT NOT NULL,
+            require TEXT,
+            allow_unenforced_limits INTEGER NOT NULL,
+            ttl_seconds INTEGER,
+            idle_ttl_seconds INTEGER,
+            env TEXT NOT NULL,
+            created_at TEXT NOT NULL,
+            updated_at TEXT NOT NULL
+        )""",
+        "CREATE INDEX sandboxes_by_owner ON sandboxes (owner_id)",
+        "CREATE INDEX sandboxes_by_snapshot ON sandboxes (snapshot_id)",
+    ),
+)
+"""One tuple of statements a schema version. Append only: a state folder in the field has run those before."""
+
+SCHEMA_VERSION: Final = len(_MIGRATIONS)
+
+
+async def run_blocking(limiter: trio.CapacityLimiter, function: Callable[[], T]) -> T:
+    """Run ``function`` in a worker thread, or right here when the interpreter exits and starts no more threads.
+
+    Cancellation: before the start only.
+    """
+    started = False
+
+    def call() -> T:
+        nonlocal started
+        started = True
+        return function()
+
+    try:
+        return await trio.to_thread.run_sync(call, limiter=limiter)
+    except RuntimeError:
+        # Python 3.12 and later refuse new threads once the interpreter shuts down. What is left to do then is the
+        # clean-up of this process, and blocking its last task for a moment harms nobody.
+        if started:
+            raise
+        return function()
+
+
+def connect(path: Path) -> sqlite3.Connection:
+    """Open the database file, made where it is missing, for use by one thread at a time."""
+    # SQLite makes the file with the process's umask; the environment of sandboxes in it is nobody else's business.
+    os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+    db = sqlite3.connect(path, timeout=_BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False)
+    try:
+        db.row_factory = sqlite3.Row
+        # SQLite's own lower() and LIKE know ASCII only.
+        db.create_function("casefold", 1, lambda text: text.casefold(), deterministic=True)
+        db.execute("PRAGMA journal_mode = WAL")
+        db.execute("PRAGMA synchronous = NORMAL")
+        db.execute("PRAGMA foreign_keys = ON")
+    except BaseException:
+        db.close()
+        raise
+    return db
+
+
+def migrate(db: sqlite3.Connection, state_dir: Path) -> None:
+    """Bring the schema to the newest version; a version newer than this program knows is refused."""
+    if db.execute("PRAGMA user_version").fetchone()[0] == SCHEMA_VERSION:
+        return
+    with transaction(db):
+        found = db.execute("PRAGMA user_version").fetchone()[0]
+        if found > SCHEMA_VERSION:
+            raise SandboxClientError(
+                f"{state_dir} has schema version {found}, made by a newer sandboxrt; this one knows up to"
+                f" {SCHEMA_VERSION}. Upgrade sandboxrt, or use another state folder."
+            )
+        for statements in _MIGRATIONS[found:]:
+            for statement in statements:
+                db.execute(statement)
+        db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+
+
+@contextlib.contextmanager
+def transaction(db: sqlite3.Connection) -> Iterator[None]:
+    """One transaction that holds the write lock from its start, so that what it reads stays true."""
+    db.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+        db.execute("COMMIT")
+    except BaseException:
+        # A full disk ends the transaction by itself; then there is nothing to roll back.
+        if db.in_transaction:
+            db.execute("ROLLBACK")
+        raise
+
+
+_ADVICE: Final = {
+    errno.EACCES: "it is not writable for this user: change its owner or mode, or use another state folder",
+    errno.EPERM: "it is not writable for this user: change its owner or mode, or use another state folder",
+    errno.EROFS: "its file system is read-only: use another state folder",
+    errno.ENOSPC: "its file system is full: free some space, or use another state folder",
+    errno.EDQUOT: "the disk quota is used up: free some space, or use another state folder",
+    errno.ENOTDIR: "it, or a folder above it, is a file: remove that, or use another state folder",
+    errno.EEXIST: "it is a file: remove it, or use another state folder",
+    errno.EMFILE: "this process has too many files open: raise its limit (ulimit -n)",
+}
+_SQLITE_ADVICE: Final = {
+    sqlite3.SQLITE_CANTOPEN: _ADVICE[errno.EACCES],
+    sqlite3.SQLITE_READONLY: _ADVICE[errno.EACCES],
+    sqlite3.SQLITE_FULL: _ADVICE[errno.ENOSPC],
+    sqlite3.SQLITE_IOERR: "its disk reports errors or is full: check the kernel log and the free space",
+    sqlite3.SQLITE_BUSY: f"another process has kept it locked for {_BUSY_TIMEOUT_S:.0f} s: find and end that process",
+    sqlite3.SQLITE_NOTADB: "state.db in it is not a SQLite file: move it away, or use another state folder",
+    sqlite3.SQLITE_CORRUPT: "state.db in it is damaged: move it away, or use another state folder",
+}
+
+
+@contextlib.contextmanager
+def naming(state_dir: Path) -> Iterator[None]:
+    """Turn the system's and SQLite's errors into one that names the folder and what to do."""
+    try:
+        yield
+    except OSError as error:
+        advice = _ADVICE.get(error.errno or 0, "use another state folder if that cannot be helped")
+        raise SandboxClientError(f"Cannot use the state folder {state_dir}: {error.strerror}; {advice}") from error
+    except sqlite3.Error as error:
+        # The low byte is the primary code; what is above it says more than a user wants to know.
+        code = (getattr(error, "sqlite_errorcode", None) or 0) & 0xFF
+        if code == sqlite3.SQLITE_IOERR and _is_full(state_dir):
+            code = sqlite3.SQLITE_FULL  # What it says when the file that it shares memory through cannot grow.
+        advice = _SQLITE_ADVICE.get(code, "please report this")
+        raise SandboxClientError(f"Cannot use the state folder {state_dir}: {error}; {advice}") from error
+
+
+def _is_full(state_dir: Path) -> bool:
+    try:
+        found = os.statvfs(state_dir)
+    except OSError:
+        return False
+    return found.f_bavail * found.f_frsize < _FULL_BELOW_BYTES

@@ -1,0 +1,221 @@
+"""Rows of the database as values, and the queries that make them."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sqlite3
+import uuid
+from collections.abc import Mapping
+from typing import Any, Final
+
+import attrs
+
+from sandboxrt.errors import ResourceNotFoundError
+from sandboxrt.models import Isolation, Limits, Snapshot
+
+__all__ = [
+    "FREE_BLOCK",
+    "OWNS_SOMETHING",
+    "SNAPSHOT_COLUMNS",
+    "UID_BLOCK_BASE",
+    "UID_BLOCK_COUNT",
+    "UID_BLOCK_SIZE",
+    "SandboxRow",
+    "SnapshotRow",
+    "canonical_id",
+    "find_sandbox",
+    "find_snapshot",
+    "one_sandbox",
+    "one_snapshot",
+    "select_sandboxes",
+    "update_row",
+]
+
+UID_BLOCK_BASE: Final = 0x20000000
+"""First host uid and gid that sandboxes use: far above what accounts and /etc/subuid usually hold."""
+UID_BLOCK_SIZE: Final = 65_536
+UID_BLOCK_COUNT: Final = (0x80000000 - UID_BLOCK_BASE) // UID_BLOCK_SIZE
+"""How many blocks there are; ids stay below 2**31, which some programs take for negative."""
+
+FREE_BLOCK = """
+    SELECT CASE WHEN NOT EXISTS (SELECT 1 FROM sandboxes WHERE uid_block = 0) THEN 0 ELSE
+        (SELECT a.uid_block + 1 FROM sandboxes AS a
+         WHERE NOT EXISTS (SELECT 1 FROM sandboxes AS b WHERE b.uid_block = a.uid_block + 1)
+         ORDER BY a.uid_block LIMIT 1) END
+"""
+
+
+OWNS_SOMETHING = """
+    SELECT EXISTS (SELECT 1 FROM sandboxes WHERE owner_id = :owner)
+        OR EXISTS (SELECT 1 FROM snapshots WHERE owner_id = :owner AND status = 'building')
+"""
+
+
+@attrs.frozen(kw_only=True)
+class SandboxRow:
+    """A sandbox as the store knows it.
+
+    Attributes:
+        id: UUID with dashes, as the protocol shows it.
+        name: Unique in the state folder.
+        owner_id: The owner that runs it.
+        snapshot_id: What it was made from.
+        status: ``provisioning``, ``ready``, ``failed`` or ``stopped``.
+        uid_base: First host uid and gid of its block of 65,536.
+        limits: What it may use.
+        require: Isolation that its creator asked for; ``None`` means the default.
+        ttl_seconds: Longest life; 0 means none, ``None`` not set. ``idle_ttl_seconds`` likewise.
+        env: Environment of its commands.
+        created_at: ISO-8601, UTC. ``updated_at`` likewise.
+    """
+
+    id: str
+    name: str
+    owner_id: str
+    snapshot_id: str
+    status: str
+    status_message: str | None
+    uid_base: int
+    limits: Limits
+    require: frozenset[Isolation] | None
+    allow_unenforced_limits: bool
+    ttl_seconds: int | None
+    idle_ttl_seconds: int | None
+    env: Mapping[str, str] = attrs.field(repr=False)
+    created_at: str
+    updated_at: str
+
+    @property
+    def engine_id(self) -> str:
+        """The id as engines want it: 32 hex digits, no dashes."""
+        return self.id.replace("-", "")
+
+
+@attrs.frozen(kw_only=True)
+class SnapshotRow:
+    """A snapshot as the store knows it.
+
+    Attributes:
+        kind: ``host``, ``image`` or ``capture``.
+        status: ``building``, ``ready`` or ``failed``.
+        error_type: Why it failed, in the protocol's word.
+        owner_id: Who built it; only a living owner's ``building`` can become ``ready``.
+        fingerprint: What the content depends on outside the state folder, if anything.
+        content: Layers and image configuration, as the snapshot library wrote them.
+    """
+
+    id: str
+    name: str
+    kind: str
+    status: str
+    status_message: str | None
+    error_type: str | None
+    owner_id: str
+    fs_capacity_bytes: int
+    fs_used_bytes: int | None
+    docker_image: str | None
+    image_digest: str | None
+    source_sandbox_id: str | None
+    fingerprint: str | None
+    content: str | None
+    created_at: str
+    updated_at: str
+
+    @property
+    def public(self) -> Snapshot:
+        """What the user sees of it."""
+        return Snapshot(
+            id=self.id,
+            name=self.name,
+            status=self.status,
+            status_message=self.status_message,
+            fs_capacity_bytes=self.fs_capacity_bytes,
+            fs_used_bytes=self.fs_used_bytes,
+            docker_image=self.docker_image,
+            image_digest=self.image_digest,
+            source_sandbox_id=self.source_sandbox_id,
+            created_at=self.created_at,
+            updated_at=self.updated_at,
+        )
+
+
+def canonical_id(text: str) -> str | None:
+    """``text`` as a UUID with dashes, or ``None`` where it is none; 32 hex digits without dashes will do."""
+    if len(text) not in (32, 36):
+        return None
+    try:
+        return str(uuid.UUID(text))
+    except ValueError:
+        return None
+
+
+SANDBOX_COLUMNS: Final = (
+    "id, name, owner_id, snapshot_id, status, status_message, uid_block, limits, require, allow_unenforced_limits,"
+    " ttl_seconds, idle_ttl_seconds, env, created_at, updated_at"
+)
+SNAPSHOT_COLUMNS: Final = ", ".join(field.name for field in attrs.fields(SnapshotRow))
+
+
+def _sandbox_row(row: sqlite3.Row) -> SandboxRow:
+    values = dict(row)
+    require = values.pop("require")
+    return SandboxRow(
+        uid_base=UID_BLOCK_BASE + values.pop("uid_block") * UID_BLOCK_SIZE,
+        limits=Limits(**json.loads(values.pop("limits"))),
+        require=None if require is None else frozenset(Isolation(value) for value in json.loads(require)),
+        allow_unenforced_limits=bool(values.pop("allow_unenforced_limits")),
+        env=json.loads(values.pop("env")),
+        **values,
+    )
+
+
+def select_sandboxes(db: sqlite3.Connection, where: str, arguments: tuple[Any, ...]) -> tuple[SandboxRow, ...]:
+    """Sandboxes that fulfil a condition, oldest first."""
+    rows = db.execute(f"SELECT {SANDBOX_COLUMNS} FROM sandboxes WHERE {where} ORDER BY seq", arguments)  # noqa: S608
+    return tuple(_sandbox_row(row) for row in rows)
+
+
+def one_sandbox(db: sqlite3.Connection, where: str, arguments: tuple[Any, ...]) -> SandboxRow:
+    """The sandbox that fulfils a condition; there is exactly one."""
+    (row,) = select_sandboxes(db, where, arguments)
+    return row
+
+
+def find_sandbox(db: sqlite3.Connection, name_or_id: str) -> SandboxRow:
+    """The sandbox of that name, or else of that id. Raises ``ResourceNotFoundError``."""
+    for where, argument in (("name = ?", name_or_id), ("id = ?", canonical_id(name_or_id))):
+        found = select_sandboxes(db, where, (argument,)) if argument else ()
+        if found:
+            return found[0]
+    raise ResourceNotFoundError(f"Sandbox '{name_or_id}' not found", "sandbox")
+
+
+def one_snapshot(db: sqlite3.Connection, snapshot_id: str) -> SnapshotRow:
+    """The snapshot of that id. Raises ``ResourceNotFoundError``."""
+    row = db.execute(f"SELECT {SNAPSHOT_COLUMNS} FROM snapshots WHERE id = ?", (snapshot_id,)).fetchone()  # noqa: S608
+    if row is None:
+        raise ResourceNotFoundError(f"Snapshot '{snapshot_id}' not found", "snapshot")
+    return SnapshotRow(**dict(row))
+
+
+def find_snapshot(db: sqlite3.Connection, id_or_name: str) -> SnapshotRow:
+    """The snapshot of that id, or else the newest ready one of that name. Raises ``ResourceNotFoundError``."""
+    snapshot_id = canonical_id(id_or_name)
+    if snapshot_id is not None:
+        with contextlib.suppress(ResourceNotFoundError):
+            return one_snapshot(db, snapshot_id)
+    row = db.execute(
+        f"SELECT {SNAPSHOT_COLUMNS} FROM snapshots WHERE name = ?"  # noqa: S608
+        " ORDER BY status = 'ready' DESC, seq DESC LIMIT 1",
+        (id_or_name,),
+    ).fetchone()
+    if row is None:
+        raise ResourceNotFoundError(f"Snapshot '{id_or_name}' not found", "snapshot")
+    return SnapshotRow(**dict(row))
+
+
+def update_row(db: sqlite3.Connection, table: str, key: str, changes: Mapping[str, Any]) -> None:
+    """Change columns of the row with that id. Table and column names are this package's own."""
+    columns = ", ".join(f"{column} = ?" for column in changes)
+    db.execute(f"UPDATE {table} SET {columns} WHERE id = ?", (*changes.values(), key))  # noqa: S608

@@ -1,0 +1,506 @@
+"""The state of one state folder: the only way to its database."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sqlite3
+import uuid
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+import attrs
+import trio
+
+from sandboxrt.errors import (
+    QuotaExceededError,
+    ResourceAlreadyExistsError,
+    ResourceInUseError,
+    ResourceNameConflictError,
+    ResourceNotFoundError,
+    SandboxNotReadyError,
+    ValidationError,
+)
+from sandboxrt.models import Isolation, Limits
+from sandboxrt.store.database import connect, migrate, naming, run_blocking, transaction
+from sandboxrt.store.owners import OwnerLock
+from sandboxrt.store.rows import (
+    FREE_BLOCK,
+    OWNS_SOMETHING,
+    SNAPSHOT_COLUMNS,
+    UID_BLOCK_COUNT,
+    SandboxRow,
+    SnapshotRow,
+    canonical_id,
+    find_sandbox,
+    find_snapshot,
+    one_sandbox,
+    one_snapshot,
+    select_sandboxes,
+    update_row,
+)
+
+__all__ = ["Store"]
+
+T = TypeVar("T")
+
+_CLAIM_TRIES: Final = 20
+_DEFAULT_PAGE: Final = 50
+_MAX_PAGE: Final = 500
+
+
+@attrs.define(eq=False)
+class Store:
+    """The state of one state folder, open in this process. Made by :meth:`open`.
+
+    Attributes:
+        state_dir: The folder.
+        owner_id: 32 hex digits; who this store is among those that share the folder.
+    """
+
+    state_dir: Path
+    owner_id: str
+    _connection: sqlite3.Connection = attrs.field(repr=False)
+    _lock: OwnerLock = attrs.field(repr=False)
+    _now: Callable[[], datetime] = attrs.field(repr=False)
+    _limiter: trio.CapacityLimiter = attrs.field(factory=lambda: trio.CapacityLimiter(1), repr=False)
+    _claims: dict[str, OwnerLock] = attrs.field(factory=dict, repr=False)
+
+    @classmethod
+    @contextlib.asynccontextmanager
+    async def open(
+        cls, state_dir: Path | str, *, now: Callable[[], datetime] = lambda: datetime.now(UTC)
+    ) -> AsyncIterator[Store]:
+        """Open a state folder, made where it is missing, as a new owner.
+
+        Args:
+            state_dir: The folder; it should be on a local file system, and is made private to its user.
+            now: The clock of the time stamps.
+
+        Raises:
+            SandboxClientError: The folder cannot be used (not writable, a file, a full disk, made by a newer
+                version); the message names it and what to do.
+
+        Cancellation: atomic; closing is shielded and short.
+        """
+        limiter = trio.CapacityLimiter(1)
+        store = await run_blocking(limiter, lambda: cls._open(Path(state_dir).absolute(), now, limiter))
+        try:
+            yield store
+        finally:
+            with trio.CancelScope(shield=True):
+                await run_blocking(limiter, store._close)
+
+    @classmethod
+    def _open(cls, state_dir: Path, now: Callable[[], datetime], limiter: trio.CapacityLimiter) -> Store:
+        owner_id = uuid.uuid4().hex
+        with naming(state_dir), contextlib.ExitStack() as undo:
+            state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+            owners = state_dir / "owners"
+            owners.mkdir(mode=0o700, exist_ok=True)
+            connection = connect(state_dir / "state.db")
+            undo.callback(connection.close)
+            migrate(connection, state_dir)
+            lock = OwnerLock.create(owners / f"{owner_id}.lock")
+            undo.pop_all()
+        return cls(state_dir, owner_id, connection, lock, now, limiter)
+
+    def _close(self) -> None:
+        for lock in tuple(self._claims.values()):
+            lock.release(forget=False)
+        self._claims.clear()
+        try:
+            # An owner that leaves nothing needs no cleaner.
+            left = self._connection.execute(OWNS_SOMETHING, {"owner": self.owner_id}).fetchone()[0]
+        except sqlite3.Error:
+            left = True
+        finally:
+            self._connection.close()
+        self._lock.release(forget=not left)
+
+    async def _run(self, function: Callable[[sqlite3.Connection], T], *, write: bool = True) -> T:
+        def call() -> T:
+            with naming(self.state_dir):
+                if not write:
+                    return function(self._connection)
+                with transaction(self._connection):
+                    return function(self._connection)
+
+        return await run_blocking(self._limiter, call)
+
+    def _stamp(self) -> str:
+        return self._now().astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+    # -- sandboxes ---------------------------------------------------------------------------------------------------
+
+    async def add_sandbox(
+        self,
+        *,
+        name: str,
+        snapshot_id: str,
+        limits: Limits,
+        status: str = "provisioning",
+        require: frozenset[Isolation] | None = None,
+        allow_unenforced_limits: bool = False,
+        ttl_seconds: int | None = None,
+        idle_ttl_seconds: int | None = None,
+        env: Mapping[str, str] | None = None,
+    ) -> SandboxRow:
+        """Record a new sandbox of this owner and give it the lowest free uid block.
+
+        Raises:
+            ResourceAlreadyExistsError: The name is taken; choose another, or use that sandbox.
+            ResourceNotFoundError: There is no such snapshot.
+            SandboxNotReadyError: The snapshot is not ready.
+            QuotaExceededError: All uid blocks are taken.
+        """
+        sandbox_id = str(uuid.uuid4())
+        stamp = self._stamp()
+
+        def add(db: sqlite3.Connection) -> SandboxRow:
+            if db.execute("SELECT 1 FROM sandboxes WHERE name = ?", (name,)).fetchone():
+                raise ResourceAlreadyExistsError(f"Sandbox '{name}' already exists", "sandbox")
+            snapshot = db.execute("SELECT status FROM snapshots WHERE id = ?", (snapshot_id,)).fetchone()
+            if snapshot is None:
+                raise ResourceNotFoundError(f"Snapshot '{snapshot_id}' not found", "snapshot")
+            if snapshot[0] != "ready":
+                raise SandboxNotReadyError(f"Snapshot '{snapshot_id}' is {snapshot[0]}, not ready")
+            block = int(db.execute(FREE_BLOCK).fetchone()[0])
+            if block >= UID_BLOCK_COUNT:
+                raise QuotaExceededError(f"All {UID_BLOCK_COUNT} uid blocks are taken", "sandbox_count")
+            db.execute(
+                "INSERT INTO sandboxes (id, name, owner_id, snapshot_id, status, uid_block, limits, require,"
+                " allow_unenforced_limits, ttl_seconds, idle_ttl_seconds, env, created_at, updated_at)"
+                " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                (
+                    sandbox_id,
+                    name,
+                    self.owner_id,
+                    snapshot_id,
+                    status,
+                    block,
+                    json.dumps(attrs.asdict(limits)),
+                    None if require is None else json.dumps(sorted(prop.value for prop in require)),
+                    allow_unenforced_limits,
+                    ttl_seconds,
+                    idle_ttl_seconds,
+                    json.dumps(dict(env or {})),
+                    stamp,
+                    stamp,
+                ),
+            )
+            return one_sandbox(db, "id = ?", (sandbox_id,))
+
+        return await self._run(add)
+
+    async def set_sandbox_status(self, name_or_id: str, status: str, message: str | None = None) -> SandboxRow:
+        """Change a sandbox's status and message.
+
+        Raises:
+            ResourceNotFoundError: There is no such sandbox.
+        """
+        return await self._update_sandbox(name_or_id, {"status": status, "status_message": message})
+
+    async def update_sandbox(
+        self,
+        name_or_id: str,
+        *,
+        new_name: str | None = None,
+        ttl_seconds: int | None = None,
+        idle_ttl_seconds: int | None = None,
+    ) -> SandboxRow:
+        """Change a sandbox's name or TTLs; ``None`` leaves as is.
+
+        Raises:
+            ResourceNotFoundError: There is no such sandbox.
+            ResourceNameConflictError: The new name belongs to another one.
+        """
+        wanted = {"name": new_name, "ttl_seconds": ttl_seconds, "idle_ttl_seconds": idle_ttl_seconds}
+        return await self._update_sandbox(
+            name_or_id, {key: value for key, value in wanted.items() if value is not None}
+        )
+
+    async def _update_sandbox(self, name_or_id: str, changes: Mapping[str, Any]) -> SandboxRow:
+        stamp = self._stamp()
+
+        def update(db: sqlite3.Connection) -> SandboxRow:
+            row = find_sandbox(db, name_or_id)
+            if not changes:
+                return row
+            try:
+                update_row(db, "sandboxes", row.id, {**changes, "updated_at": stamp})
+            except sqlite3.IntegrityError as error:
+                raise ResourceNameConflictError(f"Sandbox name '{changes['name']}' is taken", "sandbox") from error
+            return one_sandbox(db, "id = ?", (row.id,))
+
+        return await self._run(update)
+
+    async def remove_sandbox(self, name_or_id: str) -> None:
+        """Forget a sandbox and free its uid block. Harmless when it is gone already.
+
+        Call it last: from then on another sandbox may get the same uid block.
+        """
+
+        def remove(db: sqlite3.Connection) -> None:
+            with contextlib.suppress(ResourceNotFoundError):
+                row = find_sandbox(db, name_or_id)
+                db.execute("DELETE FROM sandboxes WHERE id = ?", (row.id,))
+
+        await self._run(remove)
+
+    async def find_sandbox(self, name_or_id: str) -> SandboxRow:
+        """The sandbox of that name, or else of that id (with or without dashes).
+
+        Raises:
+            ResourceNotFoundError: There is none.
+        """
+        return await self._run(lambda db: find_sandbox(db, name_or_id), write=False)
+
+    async def list_sandboxes(self) -> tuple[SandboxRow, ...]:
+        """All sandboxes in the state folder, whoever owns them, oldest first."""
+        return await self._run(lambda db: select_sandboxes(db, "1", ()), write=False)
+
+    async def sandboxes_of(self, owner_id: str) -> tuple[SandboxRow, ...]:
+        """The sandboxes of one owner, oldest first."""
+        return await self._run(lambda db: select_sandboxes(db, "owner_id = ?", (owner_id,)), write=False)
+
+    # -- owners ------------------------------------------------------------------------------------------------------
+
+    async def dead_owners(self) -> tuple[str, ...]:
+        """Owners that are gone and left something: sandboxes, half-built snapshots, or just their lock file.
+
+        A living owner is never among them, in whatever process or thread it lives. An owner that another cleaner
+        holds at this moment may be missing; it is in good hands.
+        """
+
+        def find(db: sqlite3.Connection) -> tuple[str, ...]:
+            # Files before rows: an owner locks its file before its first row, so whoever is in the rows had a file.
+            owners = {path.stem for path in self._lock_paths()}
+            owners.update(
+                row[0]
+                for row in db.execute(
+                    "SELECT owner_id FROM sandboxes UNION SELECT owner_id FROM snapshots WHERE status = 'building'"
+                )
+            )
+            mine = {self.owner_id, *self._claims}
+            return tuple(sorted(o for o in owners - mine if OwnerLock.is_free(self._lock_path(o))))
+
+        return await self._run(find, write=False)
+
+    @contextlib.asynccontextmanager
+    async def claim_owner(self, owner_id: str) -> AsyncIterator[bool]:
+        """Hold a dead owner's lock while cleaning up after it; gives ``False`` where it lives or another cleans.
+
+        Among all processes exactly one claim of an owner is held at a time, and none once it was forgotten.
+        """
+        lock = await self._run(lambda db: self._take(db, owner_id), write=False)
+        for _ in range(_CLAIM_TRIES):
+            # Another's passing question "is it free?" holds a shared lock for some microseconds.
+            if lock is not None or not await self._run(lambda db: self._is_free(owner_id), write=False):
+                break
+            await trio.sleep(0.005)
+            lock = await self._run(lambda db: self._take(db, owner_id), write=False)
+        if lock is None:
+            yield False
+            return
+        self._claims[owner_id] = lock
+        try:
+            yield True
+        finally:
+            self._claims.pop(owner_id, None)
+            lock.release(forget=False)
+
+    async def forget_owner(self, owner_id: str) -> None:
+        """Remove a claimed owner with all its sandboxes from the records, after what they held was freed.
+
+        Raises:
+            ValueError: The owner is not claimed by this store.
+        """
+        lock = self._claims.get(owner_id)
+        if lock is None:
+            raise ValueError(f"owner {owner_id} is not claimed by this store: use claim_owner")
+        await self._run(lambda db: db.execute("DELETE FROM sandboxes WHERE owner_id = ?", (owner_id,)))
+        await run_blocking(self._limiter, lambda: lock.release(forget=True))
+
+    def _take(self, db: sqlite3.Connection, owner_id: str) -> OwnerLock | None:
+        path = self._lock_path(owner_id)
+        if not path.exists() and db.execute(OWNS_SOMETHING, {"owner": owner_id}).fetchone()[0]:
+            # Somebody tidied up too much. All cleaners come here, so the new file serves as well as the lost one.
+            path.touch(0o600)
+        return OwnerLock.take(path)
+
+    def _is_free(self, owner_id: str) -> bool:
+        path = self._lock_path(owner_id)
+        return path.exists() and OwnerLock.is_free(path)
+
+    def _lock_path(self, owner_id: str) -> Path:
+        return self.state_dir / "owners" / f"{owner_id}.lock"
+
+    def _lock_paths(self) -> Iterator[Path]:
+        return (self.state_dir / "owners").glob("*.lock")
+
+    # -- snapshots ---------------------------------------------------------------------------------------------------
+
+    async def add_snapshot(
+        self,
+        *,
+        name: str,
+        kind: str,
+        fs_capacity_bytes: int,
+        status: str = "building",
+        docker_image: str | None = None,
+        source_sandbox_id: str | None = None,
+        fingerprint: str | None = None,
+        content: str | None = None,
+    ) -> SnapshotRow:
+        """Record a snapshot that this owner builds. Names need not be unique: the newest ready one is meant."""
+        snapshot_id = str(uuid.uuid4())
+        stamp = self._stamp()
+
+        def add(db: sqlite3.Connection) -> SnapshotRow:
+            db.execute(
+                "INSERT INTO snapshots (id, name, kind, status, owner_id, fs_capacity_bytes, docker_image,"
+                " source_sandbox_id, fingerprint, content, created_at, updated_at)"
+                " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                (
+                    snapshot_id,
+                    name,
+                    kind,
+                    status,
+                    self.owner_id,
+                    fs_capacity_bytes,
+                    docker_image,
+                    source_sandbox_id,
+                    fingerprint,
+                    content,
+                    stamp,
+                    stamp,
+                ),
+            )
+            return one_snapshot(db, snapshot_id)
+
+        return await self._run(add)
+
+    async def finish_snapshot(
+        self, snapshot_id: str, *, content: str, fs_used_bytes: int | None = None, image_digest: str | None = None
+    ) -> SnapshotRow:
+        """Make a snapshot that is being built ``ready``.
+
+        Raises:
+            ResourceNotFoundError: It was deleted meanwhile.
+        """
+        changes = {
+            "status": "ready",
+            "content": content,
+            "fs_used_bytes": fs_used_bytes,
+            "image_digest": image_digest,
+        }
+        return await self._end_building(snapshot_id, changes)
+
+    async def fail_snapshot(self, snapshot_id: str, message: str, error_type: str | None = None) -> SnapshotRow:
+        """Make a snapshot that is being built ``failed``, with the reason.
+
+        Raises:
+            ResourceNotFoundError: It was deleted meanwhile.
+        """
+        return await self._end_building(
+            snapshot_id, {"status": "failed", "status_message": message, "error_type": error_type}
+        )
+
+    async def _end_building(self, snapshot_id: str, changes: Mapping[str, Any]) -> SnapshotRow:
+        stamp = self._stamp()
+
+        def end(db: sqlite3.Connection) -> SnapshotRow:
+            if one_snapshot(db, snapshot_id).status != "building":
+                raise ResourceNotFoundError(f"Snapshot '{snapshot_id}' is not being built any more", "snapshot")
+            update_row(db, "snapshots", snapshot_id, {**changes, "updated_at": stamp})
+            return one_snapshot(db, snapshot_id)
+
+        return await self._run(end)
+
+    async def find_snapshot(self, id_or_name: str) -> SnapshotRow:
+        """The snapshot of that id, or else the newest ready one of that name (or the newest, if none is ready).
+
+        Raises:
+            ResourceNotFoundError: There is none.
+        """
+        return await self._run(lambda db: find_snapshot(db, id_or_name), write=False)
+
+    async def list_snapshots(
+        self, *, name_contains: str | None = None, limit: int | None = None, offset: int | None = None
+    ) -> tuple[SnapshotRow, ...]:
+        """A page of snapshots, newest first.
+
+        Args:
+            name_contains: Only names that contain this, upper and lower case alike.
+            limit: 1 to 500, default 50.
+            offset: How many to pass over, default 0.
+
+        Raises:
+            ValidationError: ``limit`` or ``offset`` is out of range.
+        """
+        limit = _DEFAULT_PAGE if limit is None else limit
+        offset = 0 if offset is None else offset
+        if not 1 <= limit <= _MAX_PAGE:
+            raise ValidationError(f"limit must be between 1 and {_MAX_PAGE}, not {limit}", "limit")
+        if not 0 <= offset < 2**63:
+            raise ValidationError(f"offset must be 0 or more, not {offset}", "offset")
+        needle = (name_contains or "").casefold()
+
+        def page(db: sqlite3.Connection) -> tuple[SnapshotRow, ...]:
+            rows = db.execute(
+                f"SELECT {SNAPSHOT_COLUMNS} FROM snapshots WHERE ? = '' OR instr(casefold(name), ?) > 0"  # noqa: S608
+                " ORDER BY seq DESC LIMIT ? OFFSET ?",
+                (needle, needle, limit, offset),
+            )
+            return tuple(SnapshotRow(**dict(row)) for row in rows)
+
+        return await self._run(page, write=False)
+
+    async def snapshots_where(self, *, kind: str | None = None, status: str | None = None) -> tuple[SnapshotRow, ...]:
+        """All snapshots of a kind and status, newest first."""
+
+        def select(db: sqlite3.Connection) -> tuple[SnapshotRow, ...]:
+            rows = db.execute(
+                f"SELECT {SNAPSHOT_COLUMNS} FROM snapshots"  # noqa: S608
+                " WHERE (?1 IS NULL OR kind = ?1) AND (?2 IS NULL OR status = ?2) ORDER BY seq DESC",
+                (kind, status),
+            )
+            return tuple(SnapshotRow(**dict(row)) for row in rows)
+
+        return await self._run(select, write=False)
+
+    async def remove_snapshot(self, snapshot_id: str) -> SnapshotRow:
+        """Forget a snapshot, by its id; its files are the caller's to remove, afterwards.
+
+        Returns:
+            What it was.
+
+        Raises:
+            ResourceNotFoundError: There is no such snapshot.
+            ResourceInUseError: Sandboxes use it (``used_by`` has their names); delete them first.
+        """
+
+        def remove(db: sqlite3.Connection) -> SnapshotRow:
+            row = one_snapshot(db, canonical_id(snapshot_id) or snapshot_id)
+            users = [
+                r[0] for r in db.execute("SELECT name FROM sandboxes WHERE snapshot_id = ? ORDER BY name", (row.id,))
+            ]
+            if users:
+                shown = ", ".join(users[:10]) + (f" and {len(users) - 10} more" if len(users) > 10 else "")
+                raise ResourceInUseError(f"Snapshot '{row.id}' is used by sandboxes: {shown}", "snapshot", users)
+            db.execute("DELETE FROM snapshots WHERE id = ?", (row.id,))
+            return row
+
+        return await self._run(remove)
+
+    async def users_of_snapshot(self, snapshot_id: str) -> tuple[str, ...]:
+        """Names of the sandboxes that were made from a snapshot."""
+
+        def names(db: sqlite3.Connection) -> tuple[str, ...]:
+            rows = db.execute("SELECT name FROM sandboxes WHERE snapshot_id = ? ORDER BY name", (snapshot_id,))
+            return tuple(row[0] for row in rows)
+
+        return await self._run(names, write=False)
