@@ -310,6 +310,11 @@ class _Plan:
     runtime_root: Path
 
     @property
+    def pid_file(self) -> Path:
+        """Where the runtime writes the first process's id."""
+        return self.spec.state_dir / "bundle" / "pid"
+
+    @property
     def cover(self) -> str:
         """A folder that can be covered: nothing that the runtime or the layers need lies below it."""
         needed = [self.spec.state_dir, self.runtime_root, *(layer.path for layer in self.spec.layers)]
@@ -377,7 +382,8 @@ class _Plan:
             words += ["hide", str(facts.hierarchy.unified)]
         assert facts.runtime.path is not None
         manager = ["--cgroup-manager=disabled"] if facts.runtime.kind == "crun" and self.cgroups is None else []
-        start = ["run", "--detach", "--preserve-fds", "1", "--bundle", str(self.spec.state_dir / "bundle")]
+        start = ["run", "--detach", "--preserve-fds", "1", "--pid-file", str(self.pid_file)]
+        start += ["--bundle", str(self.spec.state_dir / "bundle")]
         return [*words, "exec", facts.runtime.path, *manager, "--root", str(self.runtime_root), *start, self.spec.id]
 
 
@@ -388,15 +394,30 @@ def _launch(launcher: Path, plan: _Plan, control: int) -> None:
     (bundle / "config.json").write_text(json.dumps(plan.bundle()))
     plan.runtime_root.mkdir(parents=True, exist_ok=True)
     theirs = {name: 4 + number for number, name in enumerate(sorted(plan.fds))}
-    text = "".join(f"{word}\0" for word in plan.words(theirs)).encode()
+    fds = [(control, _CONTROL), *((plan.fds[name], number) for name, number in theirs.items())]
+    _instruct(launcher, plan, plan.words(theirs), fds)
+    if plan.spec.limits.inotify_instances is not None:
+        _limit_inotify(launcher, plan, plan.spec.limits.inotify_instances)
+
+
+def _limit_inotify(launcher: Path, plan: _Plan, instances: int) -> None:
+    """Set the limit from inside of the container's user namespace, which it belongs to; the runtime cannot."""
+    pid = int(plan.pid_file.read_text())
+    with contextlib.ExitStack() as stack:
+        namespace = _opened(stack, Path(f"/proc/{pid}/ns/user"), os.O_RDONLY)
+        words = ["enter", "4", "put", "/proc/sys/user/max_inotify_instances", str(instances)]
+        _instruct(launcher, plan, words, [(namespace, 4)])
+
+
+def _instruct(launcher: Path, plan: _Plan, words: list[str], fds: list[tuple[int, int]]) -> None:
+    """Run the launcher with instructions; ``fds`` pairs descriptors of ours with their numbers there."""
     with contextlib.ExitStack() as stack:
         instructions, output = (os.memfd_create(name, os.MFD_CLOEXEC) for name in ("instructions", "output"))
         stack.callback(os.close, instructions)
         stack.callback(os.close, output)
-        os.write(instructions, text)
+        os.write(instructions, "".join(f"{word}\0" for word in words).encode())
         os.lseek(instructions, 0, os.SEEK_SET)
-        pairs = [(instructions, _INSTRUCTIONS), (output, 1), (output, 2), (control, _CONTROL)]
-        pairs += [(plan.fds[name], number) for name, number in theirs.items()]
+        pairs = [(instructions, _INSTRUCTIONS), (output, 1), (output, 2), *fds]
         # Descriptors are moved out of the way first, so that no target number is a source that is still needed.
         high = [(os.dup(fd), number) for fd, number in _above(pairs, stack)]
         for fd, _ in high:
