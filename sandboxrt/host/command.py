@@ -210,6 +210,7 @@ class Command:
                 try:
                     await self._live(process)
                 finally:
+                    self._process = None
                     await process.aclose()
         finally:
             self.stdin.close()
