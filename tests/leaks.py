@@ -33,7 +33,8 @@ class Footprint:
         return cls(
             processes=frozenset(_processes()),
             mounts=frozenset(Path("/proc/self/mountinfo").read_text().splitlines()),
-            cgroups=frozenset(str(path) for path in _CGROUPS.glob("**/sandboxrt/**")),
+            # os.walk passes over folders that vanish while it looks; Path.glob raises.
+            cgroups=frozenset(folder for folder, _, _ in os.walk(_CGROUPS) if "/sandboxrt/" in folder),
             loops=frozenset(_loops()),
             descriptors=len(os.listdir("/proc/self/fd")),
             folders=frozenset(
