@@ -119,13 +119,13 @@ class Command:
         self.pid: int | None = None
         self.outcome: Exit | ErrorFrame | None = None
         self.ends_at_outcome: dict[StreamName, int] = {"stdout": 0, "stderr": 0}
-        self.changed = trio.lowlevel.ParkingLot()
-        self.stdin = StdinPipe()
+        self.changed: trio.lowlevel.ParkingLot = trio.lowlevel.ParkingLot()
+        self.stdin: StdinPipe = StdinPipe()
         self.streams: dict[StreamName, OutputStream] = {
             "stdout": new_stream(self._notify),
             "stderr": new_stream(self._notify),
         }
-        self.lifecycle = CommandLifecycle(
+        self.lifecycle: CommandLifecycle = CommandLifecycle(
             trio.current_time(),
             request.timeout_s,
             request.idle_timeout_s,

@@ -90,15 +90,15 @@ class Sandbox:
 
     def __init__(self, request: CreateSandbox, workshop: Workshop) -> None:
         self.request = request
-        self.name = request.name
-        self.status = SandboxStatus.PROVISIONING
-        self.recorded = trio.Event()
+        self.name: str = request.name
+        self.status: SandboxStatus = SandboxStatus.PROVISIONING
+        self.recorded: trio.Event = trio.Event()
         """Set once the store knows it, or it has failed before."""
-        self.settled = trio.Event()
+        self.settled: trio.Event = trio.Event()
         """Set once it is ready or has failed."""
-        self.gone = trio.Event()
+        self.gone: trio.Event = trio.Event()
         """Set once what runs in it is ended: its container died, or it is being deleted."""
-        self.removed = trio.Event()
+        self.removed: trio.Event = trio.Event()
         """Set once nothing of it is left (or what is left was reported)."""
         self.error: SandboxClientError | None = None
         """Why it failed."""

@@ -29,11 +29,11 @@ class OutputStream:
         self._on_change = on_change
         self._sanitiser = Utf8Sanitiser()
         self._keep = True
-        self.ended = False
+        self.ended: bool = False
         """Whether the last holder of the pipe's other end has closed it."""
-        self.reading = False
+        self.reading: bool = False
         """Whether the pump waits for the pipe, everything taken so far being in the buffer."""
-        self.received_bytes = 0
+        self.received_bytes: int = 0
         """Raw bytes taken from the pipe."""
 
     @property

@@ -124,7 +124,7 @@ class ReplayBuffer:
         self._first = 0
         self._spilled = 0
         self._spilled_starts: deque[int] = deque()
-        self.end = 0
+        self.end: int = 0
         """Offset behind the last byte."""
 
     @property

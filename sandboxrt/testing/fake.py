@@ -94,8 +94,8 @@ class FakeEngine:
         seed: int = 0,
         shells: tuple[str, ...] = ("/bin/bash", "/bin/sh"),
     ) -> None:
-        self.faults = faults or Faults()
-        self.random = random.Random(seed)  # noqa: S311  reproducible faults, no secrets
+        self.faults: Faults = faults or Faults()
+        self.random: random.Random = random.Random(seed)  # noqa: S311  reproducible faults, no secrets
         self.shells = shells
         self.containers: dict[str, FakeContainer] = {}
         self.kept: dict[Path, MemoryFileSystem] = {}
@@ -275,7 +275,7 @@ class FakeProcess:
 
     def __init__(self, container: FakeContainer, spec: ProcessSpec) -> None:
         self.container = container
-        self.terminal = Terminal(spec.pty, self._interrupt) if spec.pty is not None else None
+        self.terminal: Terminal | None = Terminal(spec.pty, self._interrupt) if spec.pty is not None else None
         self.tasks: set[Task] = set()
         self._leader = Task(container.next_pid())
         self._exited = trio.Event()

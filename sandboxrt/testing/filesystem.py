@@ -62,9 +62,9 @@ class MemoryFileSystem:
     """
 
     def __init__(self, capacity_bytes: int | None = None) -> None:
-        self.root = Folder()
+        self.root: Folder = Folder()
         self._capacity_bytes = capacity_bytes
-        self.used_bytes = 0
+        self.used_bytes: int = 0
 
     def look_up(self, path: str, identity: Identity, *, follow: bool = True) -> Entry:
         """What ``path`` names.

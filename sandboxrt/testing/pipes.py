@@ -16,8 +16,8 @@ class Pipe:
     """Bytes in flight. It ends for its readers when the last writer has let go, and breaks for its writers likewise."""
 
     def __init__(self) -> None:
-        self.writers = 0
-        self.readable = True
+        self.writers: int = 0
+        self.readable: bool = True
         self._data = bytearray()
         self._changed = trio.lowlevel.ParkingLot()
 
@@ -128,8 +128,8 @@ class Terminal(trio.abc.SendStream):
 
     def __init__(self, size: tuple[int, int], interrupt: Callable[[], None]) -> None:
         self.size = size
-        self.input = Pipe()
-        self.screen = Pipe()
+        self.input: Pipe = Pipe()
+        self.screen: Pipe = Pipe()
         self._interrupt = interrupt
         self._hung_up = False
         self.input.hold()

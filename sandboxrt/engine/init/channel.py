@@ -74,7 +74,7 @@ class InitChannel:
         self._jobs: dict[int, Job] = {}
         self._dead = trio.Event()
         self._reason: str | None = None
-        self.file_limiter = trio.CapacityLimiter(_FILE_THREADS)
+        self.file_limiter: trio.CapacityLimiter = trio.CapacityLimiter(_FILE_THREADS)
 
     def __repr__(self) -> str:
         state = f"dead: {self._reason}" if self._reason else f"{len(self._jobs)} jobs"
