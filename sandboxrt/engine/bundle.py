@@ -80,10 +80,12 @@ class BundlePlan:
         init_source: The program of the first process, or ``None`` where ``init_argv`` names one inside.
         init_argv: The first process and its arguments.
         id_map: First host id and number of ids that the container's 0.. map to, or ``None`` for no user namespace.
+        user_namespace: Name of a user namespace with that map to join, or ``None`` to have one made.
         cgroup_path: Where the runtime makes the container's cgroups, or ``None`` when there are none.
         limits: What the cgroups enforce; a field is ``None`` where this host cannot.
         swap_limit: Whether the host can limit swap along with memory.
-        max_open_files: Limit of open descriptors per process (at most the caller's own hard limit).
+        max_open_files: Limit of open descriptors per process (at most the caller's own hard limit), or ``None`` where
+            the runtime is started with the limits that the container is to have.
         new_network: A network namespace of its own (always, but for tests of the report).
         seccomp: Whether the runtime applies filters.
         cgroup_namespace: Whether the runtime can make one.
@@ -98,7 +100,8 @@ class BundlePlan:
     cgroup_path: str | None
     limits: Limits
     swap_limit: bool
-    max_open_files: int
+    max_open_files: int | None = None
+    user_namespace: str | None = None
     new_network: bool = True
     seccomp: bool = True
     cgroup_namespace: bool = True
@@ -110,9 +113,12 @@ def _namespaces(plan: BundlePlan) -> list[dict[str, str]]:
         kinds.append("cgroup")
     if plan.new_network:
         kinds.append("network")
-    if plan.id_map is not None:
-        kinds.append("user")
-    return [{"type": kind} for kind in kinds]
+    namespaces = [{"type": kind} for kind in kinds]
+    if plan.user_namespace is not None:
+        namespaces.append({"type": "user", "path": plan.user_namespace})
+    elif plan.id_map is not None:
+        namespaces.append({"type": "user"})
+    return namespaces
 
 
 def _mount(destination: str, kind: str, source: str, *options: str) -> dict[str, Any]:
@@ -154,7 +160,7 @@ def _resources(plan: BundlePlan) -> dict[str, Any]:
 
 def _process(plan: BundlePlan) -> dict[str, Any]:
     capabilities = list(CAPABILITIES)
-    return {
+    process = {
         "terminal": False,
         "user": {"uid": 0, "gid": 0, "umask": 0o022},
         "args": list(plan.init_argv),
@@ -163,11 +169,11 @@ def _process(plan: BundlePlan) -> dict[str, Any]:
         "noNewPrivileges": True,
         # Not inheritable, not ambient: a program that runs as an ordinary user has none.
         "capabilities": {"bounding": capabilities, "effective": capabilities, "permitted": capabilities},
-        "rlimits": [
-            {"type": "RLIMIT_NOFILE", "soft": plan.max_open_files, "hard": plan.max_open_files},
-            {"type": "RLIMIT_CORE", "soft": 0, "hard": 0},
-        ],
     }
+    if plan.max_open_files is not None:
+        limits = {"RLIMIT_NOFILE": plan.max_open_files, "RLIMIT_CORE": 0}
+        process["rlimits"] = [{"type": name, "soft": value, "hard": value} for name, value in limits.items()]
+    return process
 
 
 def _linux(plan: BundlePlan) -> dict[str, Any]:

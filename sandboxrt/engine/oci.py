@@ -1,19 +1,18 @@
 """The engine on an OCI runtime: the launcher mounts, ``crun`` or ``runc`` contains, the init takes orders.
 
 One program is started for each container: the launcher, which mounts in a namespace of its own and then becomes the
-runtime. What a container consists of on the host is named after its id (control groups, the runtime's record) or lies
-in its state folder (disk image, bundle), so that :meth:`OciEngine.discard` finds everything of an owner that died.
+runtime. What a container has on the host lies in its state folder (disk image or files, the runtime's record in a
+folder named after the container) or is named after its id (control groups), so that :meth:`OciEngine.discard` finds
+everything of an owner that died.
 """
 
 from __future__ import annotations
 
 import contextlib
-import errno
 import functools
-import json
 import os
-import resource
-import shutil
+import re
+import signal
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
@@ -22,6 +21,7 @@ from typing import Any
 import attrs
 import trio
 
+from sandboxrt.engine import probe as host_probe
 from sandboxrt.engine.base import (
     ContainerSpec,
     Feature,
@@ -30,29 +30,36 @@ from sandboxrt.engine.base import (
     Process,
     ProcessSpec,
 )
-from sandboxrt.engine.bundle import INIT_PATH, BundlePlan, bundle_config
 from sandboxrt.engine.cgroup_events import CgroupEvents
 from sandboxrt.engine.cgroups import SandboxCgroups
 from sandboxrt.engine.disk import DiskTemplates, detach_loops_below, ensure_clean
-from sandboxrt.engine.idmap import UID_BLOCK_SIZE, UsernsFds
+from sandboxrt.engine.idmap import read_subids, subid_ranges_of
 from sandboxrt.engine.init import INIT_SOURCE, IdMap, InitChannel, build_tool
+from sandboxrt.engine.launch.plan import (
+    CONTROL_FD,
+    DATA_FOLDER,
+    DISK_FD,
+    INIT_FD,
+    MAPS_FD,
+    LaunchPlan,
+    covered_folder,
+)
+from sandboxrt.engine.launch.program import Finished, run_launcher
 from sandboxrt.engine.probe import LAUNCH_SOURCE, HostProbe, probe_host
 from sandboxrt.engine.remove_tree import remove_tree
 from sandboxrt.errors import EngineUnavailableError, IsolationError, ResourceCreationError
-from sandboxrt.models import Isolation, IsolationReport, Limits
+from sandboxrt.models import Isolation, IsolationReport
 
 __all__ = ["OciContainer", "OciEngine"]
 
-_CONTROL, _INSTRUCTIONS = 3, 0
-_FIRST_SLOT = 20
-_COVERS = ("/mnt", "/media", "/srv", "/opt")
-_MAX_OPEN_FILES = 20_000
 _OOM_SCORE_ADJ = 500
 """Commands go before the init, and before the host's own programs, when memory is short."""
-_READY_TIMEOUT_S = 30.0
+_LAUNCH_TIMEOUT_S = 20.0
+_READY_TIMEOUT_S = 10.0
 _CLOSE_TIMEOUT_S = 10.0
 _CONCURRENT_STARTS = 6
-_MAX_OUTPUT_BYTES = 4096
+_RECORD = re.compile(r"run\.([0-9a-f]{32})")
+_LOOP = re.compile(r"^loop (\d+)$", re.MULTILINE)
 _LIMIT_PROPERTIES: tuple[tuple[str, Isolation], ...] = (
     ("vcpus", Isolation.CPU_LIMIT),
     ("mem_bytes", Isolation.MEMORY_LIMIT),
@@ -63,29 +70,120 @@ _LIMIT_PROPERTIES: tuple[tuple[str, Isolation], ...] = (
 
 
 @attrs.define(eq=False)
+class _Remains:
+    """What a container has on the host besides its state folder.
+
+    Attributes:
+        id: The container's.
+        record: The runtime's record of it.
+        cgroups: Its control groups, or ``None``.
+        init: A descriptor of its first process, where known.
+        image: Its disk image, where it has one.
+        loop: Number of the loop device that held the image, where known.
+    """
+
+    id: str
+    record: Path
+    cgroups: SandboxCgroups | None
+    init: int | None = None
+    image: Path | None = None
+    loop: int | None = None
+
+    async def free(self) -> None:
+        """Kill what is left and free everything. Idempotent.
+
+        Raises:
+            RuntimeError: Something could not be freed in time; it names everything that could not.
+
+        Cancellation: shielded; bounded by 10 s as a whole.
+        """
+        left: list[str] = []
+        with trio.CancelScope(shield=True):
+            deadline = trio.current_time() + _CLOSE_TIMEOUT_S
+            steps: list[tuple[str, Callable[[], Awaitable[object]]]] = [
+                ("processes", self._end_processes),
+                ("control groups", self._remove_cgroups),
+                ("loop device", self._wait_detached),
+                ("the runtime's record", functools.partial(remove_tree, self.record)),
+            ]
+            for what, step in steps:
+                try:
+                    # Each gets a moment of its own, so that a part that hangs does not leave the others behind.
+                    with trio.fail_at(max(deadline, trio.current_time() + 1)):
+                        await step()
+                except (OSError, trio.TooSlowError) as error:
+                    left.append(f"{what} ({str(error) or 'too slow'})")
+        if left:
+            raise RuntimeError(f"container {self.id} could not be freed in time: {', '.join(left)}")
+
+    async def _end_processes(self) -> None:
+        """The end of pid 1 is the end of its namespace: the kernel reports it after all others are gone."""
+        if self.init is not None:
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self.init, signal.SIGKILL)
+            if self.cgroups is not None:
+                await self.cgroups.thaw()
+            await trio.lowlevel.wait_readable(self.init)
+            os.close(self.init)
+            self.init = None
+        elif self.cgroups is not None:
+            await self.cgroups.kill_all()
+            await self.cgroups.wait_empty()
+
+    async def _remove_cgroups(self) -> None:
+        if self.cgroups is not None:
+            await self.cgroups.remove()
+
+    async def _wait_detached(self) -> None:
+        """The loop device frees itself with the last mount, which the kernel drops after the last process's end."""
+        if self.image is None or self.loop is None:
+            return
+        backing = Path(f"/sys/block/loop{self.loop}/loop/backing_file")
+        pause_s = 0.0005
+        while await trio.to_thread.run_sync(_holds, backing, self.image):
+            await trio.sleep(pause_s)
+            pause_s = min(2 * pause_s, 0.1)
+
+
+def _holds(backing: Path, image: Path) -> bool:
+    try:
+        return backing.read_text().rstrip("\n") == str(image)
+    except OSError:
+        return False
+
+
+@attrs.define(eq=False)
 class OciContainer:
     """A running container: its init's channel and its control groups. Made by :class:`OciEngine`."""
 
     id: str
     report: IsolationReport
-    _engine: OciEngine
     _channel: InitChannel
-    _cgroups: SandboxCgroups | None
-    _state_dir: Path
-    _closing: trio.Lock = attrs.field(factory=trio.Lock)
-    _closed: bool = False
+    _remains: _Remains
+    _closing: trio.Lock = attrs.field(factory=trio.Lock, init=False)
+    _closed: bool = attrs.field(default=False, init=False)
+
+    def __repr__(self) -> str:
+        return f"<OciContainer {self.id} {'closed' if self._closed else self._channel}>"
 
     @property
     def features(self) -> frozenset[Feature]:
         """Everything, but what needs control groups where there are none."""
         always = {Feature.OWN_PTY, Feature.PORTS}
         grouped = {Feature.TREE_KILL, Feature.FREEZE}
-        has_tree = self._cgroups is not None and self._cgroups.tree_folder is not None
+        cgroups = self._remains.cgroups
+        has_tree = cgroups is not None and cgroups.tree_folder is not None
         return frozenset(always | grouped if has_tree else always)
+
+    @property
+    def cgroups(self) -> SandboxCgroups | None:
+        """Its control groups, for what counts and freezes."""
+        return self._remains.cgroups
 
     async def spawn(self, spec: ProcessSpec) -> Process:
         """See :class:`~sandboxrt.engine.base.Container`."""
-        return await self._channel.spawn(spec, None if self._cgroups is None else self._cgroups.command_group())
+        cgroups = self._remains.cgroups
+        return await self._channel.spawn(spec, None if cgroups is None else cgroups.command_group())
 
     async def open_file(self, path: str, identity: Identity) -> OpenFile:
         """See :class:`~sandboxrt.engine.base.Container`."""
@@ -102,7 +200,7 @@ class OciContainer:
     async def oom_kills(self) -> int:
         """See :class:`~sandboxrt.engine.base.Container`."""
         await trio.lowlevel.checkpoint()
-        return 0 if self._cgroups is None else self._cgroups.oom_kills()
+        return 0 if self._remains.cgroups is None else self._remains.cgroups.oom_kills()
 
     async def wait_dead(self) -> str:
         """See :class:`~sandboxrt.engine.base.Container`."""
@@ -114,17 +212,22 @@ class OciContainer:
             async with self._closing:
                 if not self._closed:
                     self._channel.close()
-                    await self._channel.aclose()
-                    await self._engine.remove(self.id, self._cgroups, self._state_dir)
+                    await self._remains.free()
                     self._closed = True
+
+
+@attrs.frozen
+class _Tools:
+    launcher: Path
+    init: Path
 
 
 @attrs.define(eq=False)
 class OciEngine:
-    """Makes containers with an OCI runtime. Entered before use; leaving it ends the channels of its containers.
+    """Makes containers with an OCI runtime. Entered before use; leaving it ends its containers.
 
     Attributes:
-        state_dir: The host's state folder; templates, compiled programs and the runtime's records are kept there.
+        state_dir: The host's state folder; templates and compiled programs are kept there.
         runtime: Name or path: ``crun``, ``runc``.
     """
 
@@ -134,7 +237,8 @@ class OciEngine:
     _nursery: trio.Nursery | None = attrs.field(default=None, init=False)
     _events: CgroupEvents | None = attrs.field(default=None, init=False)
     _starts: trio.CapacityLimiter = attrs.field(factory=lambda: trio.CapacityLimiter(_CONCURRENT_STARTS), init=False)
-    _threads: trio.CapacityLimiter = attrs.field(factory=lambda: trio.CapacityLimiter(_CONCURRENT_STARTS), init=False)
+    _disks: DiskTemplates | None = attrs.field(default=None, init=False)
+    _tools: _Tools | None = attrs.field(default=None, init=False)
 
     async def __aenter__(self) -> OciEngine:
         async with contextlib.AsyncExitStack() as stack:
@@ -160,111 +264,136 @@ class OciEngine:
         _require_runtime(probe)
         _require(spec, probe.report)
         cgroups = SandboxCgroups(probe.facts.hierarchy, spec.id, self._events) if probe.facts.cgroups.ok else None
+        remains = _Remains(spec.id, spec.state_dir / f"run.{spec.id}", cgroups)
         async with self._starts:
             try:
-                channel = await self._start(spec, probe, cgroups)
+                channel = await self._start(spec, probe, remains)
             except BaseException:
-                with trio.CancelScope(shield=True):
-                    await self.remove(spec.id, cgroups, spec.state_dir)
+                await remains.free()
                 raise
-        return OciContainer(spec.id, probe.report, self, channel, cgroups, spec.state_dir)
+        return OciContainer(spec.id, probe.report, channel, remains)
 
     async def discard(self, state_dir: Path) -> None:
         """See :class:`~sandboxrt.engine.base.Engine`."""
         probe = await self._probe()
-        cgroups = SandboxCgroups(probe.facts.hierarchy, state_dir.name, self._events)
         with trio.CancelScope(shield=True):
-            await self.remove(state_dir.name, cgroups, state_dir)
+            for remains in _find_remains(state_dir, probe, self._events):
+                await remains.free()
+            with trio.move_on_after(_CLOSE_TIMEOUT_S):
+                await detach_loops_below(state_dir)
             await remove_tree(state_dir)
-
-    async def remove(self, container_id: str, cgroups: SandboxCgroups | None, state_dir: Path) -> None:
-        """Free what a container has on the host, except its state folder. Bounded; may raise ``RuntimeError``."""
-        left: list[str] = []
-
-        async def attempt(what: str, work: Callable[[], Awaitable[object]]) -> None:
-            try:
-                with trio.fail_after(_CLOSE_TIMEOUT_S):
-                    await work()
-            except (OSError, trio.TooSlowError, RuntimeError) as error:
-                left.append(f"{what}: {error!r}")
-
-        if cgroups is not None:
-            await attempt("processes", cgroups.kill_all)
-            await attempt("processes", cgroups.wait_empty)
-        await attempt("the runtime's record", functools.partial(self._forget, container_id))
-        if cgroups is not None:
-            await attempt("control groups", cgroups.remove)
-        await attempt("loop devices", functools.partial(_wait_detached, state_dir))
-        if left:
-            raise RuntimeError(f"container {container_id} could not be freed in time: {'; '.join(left)}")
 
     # -- starting ----------------------------------------------------------------------------------------------------
 
     async def _probe(self) -> HostProbe:
         return await probe_host(self.runtime, self.state_dir)
 
-    async def _start(self, spec: ContainerSpec, probe: HostProbe, cgroups: SandboxCgroups | None) -> InitChannel:
-        launcher = await build_tool(LAUNCH_SOURCE, self.state_dir / "tools")
-        init = await build_tool(INIT_SOURCE, self.state_dir / "tools")
-        if cgroups is not None:
-            await cgroups.prepare()
-        image = await self._disk(spec)
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        with contextlib.ExitStack() as stack:
-            stack.callback(theirs.close)
-            failed = stack.enter_context(contextlib.ExitStack())
-            failed.callback(ours.close)
-            fds = {"init": _opened(stack, init, os.O_RDONLY)}
-            if image is not None:
-                fds["disk"] = _opened(stack, image, os.O_RDWR)
-            fds["userns"] = await UsernsFds(launcher).open(spec.uid_base)
-            stack.callback(os.close, fds["userns"])
-            plan = _Plan(spec, probe, cgroups, fds, self._runtime_root())
-            work = functools.partial(_launch, launcher, plan, theirs.fileno())
-            await trio.to_thread.run_sync(work, limiter=self._threads)
-            theirs.close()
-            failed.pop_all()
-        return await self._adopt(ours, spec)
+    async def _built_tools(self) -> _Tools:
+        if self._tools is None:
+            folder = self.state_dir / "tools"
+            self._tools = _Tools(await build_tool(LAUNCH_SOURCE, folder), await build_tool(INIT_SOURCE, folder))
+        return self._tools
 
-    async def _disk(self, spec: ContainerSpec) -> Path | None:
-        if spec.limits.disk_bytes is None:
-            return None
-        image = spec.state_dir / "disk.img"
-        if await trio.Path(image).exists():
+    async def _start(self, spec: ContainerSpec, probe: HostProbe, remains: _Remains) -> InitChannel:
+        tools = await self._built_tools()
+        # The record's folder comes first: its name is what discard finds everything else by.
+        remains.record.mkdir(mode=0o700, exist_ok=True)
+        if remains.cgroups is not None:
+            await remains.cgroups.prepare()
+        plan = LaunchPlan(
+            spec=spec,
+            facts=probe.facts,
+            cgroups=remains.cgroups,
+            cover=covered_folder([spec.state_dir, self.state_dir, *(layer.path for layer in spec.layers)]),
+            record=remains.record,
+            pid_file=remains.record / "pid",
+        )
+        await self._prepare_disk(plan, remains)
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        try:
+            with theirs:
+                done = await _launch(tools, plan, theirs.fileno(), remains)
+            remains.init = _init_descriptor(plan.pid_file)
+            if done.code or remains.init is None:
+                raise _start_error(plan, done)
+        except BaseException:
+            ours.close()
+            raise
+        return await self._adopt(ours, spec, probe)
+
+    async def _prepare_disk(self, plan: LaunchPlan, remains: _Remains) -> None:
+        state_dir = plan.spec.state_dir
+        if not plan.has_disk:
+            (state_dir / DATA_FOLDER).mkdir(mode=0o711, exist_ok=True)
+            return
+        assert plan.spec.limits.disk_bytes is not None
+        image = state_dir / "disk.img"
+        if image.exists():
             await ensure_clean(image)
         else:
-            await DiskTemplates(self.state_dir / "templates").clone(spec.limits.disk_bytes, image)
-        return image
+            if self._disks is None:
+                self._disks = DiskTemplates(self.state_dir / "templates")
+            await self._disks.clone(plan.spec.limits.disk_bytes, image)
+        remains.image = image
 
-    async def _adopt(self, control: socket.socket, spec: ContainerSpec) -> InitChannel:
+    async def _adopt(self, control: socket.socket, spec: ContainerSpec, probe: HostProbe) -> InitChannel:
         """Serve the init's socket, and return when the init is ready for orders."""
-        assert self._nursery is not None
-        channel = InitChannel(control, IdMap.block(spec.uid_base), oom_score_adj=_OOM_SCORE_ADJ)
+        if self._nursery is None:
+            control.close()
+            raise RuntimeError("the engine must be entered before it is used")
+        channel = InitChannel(control, _id_map(spec, probe), oom_score_adj=_OOM_SCORE_ADJ)
         try:
             with trio.fail_after(_READY_TIMEOUT_S):
                 await self._nursery.start(channel.serve)
         except (RuntimeError, trio.TooSlowError) as error:
-            await channel.aclose()
-            reason = await channel.wait_dead() if channel.is_dead else str(error)
+            reason = await channel.wait_dead() if channel.is_dead else "it said nothing"
+            channel.close()
             raise ResourceCreationError(f"the sandbox's first process did not start: {reason}", "sandbox") from error
         except BaseException:
-            with trio.CancelScope(shield=True):
-                await channel.aclose()
+            channel.close()
             raise
         return channel
 
-    def _runtime_root(self) -> Path:
-        return self.state_dir / "runtime" / Path(self.runtime).name
 
-    async def _forget(self, container_id: str) -> None:
-        """Have the runtime remove its own record, once the container's processes are gone."""
-        await trio.to_thread.run_sync(shutil.rmtree, self._runtime_root() / container_id, True, limiter=self._threads)
+async def _launch(tools: _Tools, plan: LaunchPlan, control: int, remains: _Remains) -> Finished:
+    with contextlib.ExitStack() as stack:
+        fds = {CONTROL_FD: control, INIT_FD: _opened(stack, tools.init, os.O_RDONLY)}
+        if remains.image is not None:
+            fds[DISK_FD] = _opened(stack, remains.image, os.O_RDWR)
+        maps = None
+        if not plan.facts.is_root:
+            ours, theirs = (stack.enter_context(sock) for sock in socket.socketpair())
+            fds[MAPS_FD] = theirs.fileno()
+            maps = (ours, host_probe._write_own_maps)
+        try:
+            done = await run_launcher(tools.launcher, plan.words(), fds, timeout_s=_LAUNCH_TIMEOUT_S, maps=maps)
+        except OSError as error:
+            raise ResourceCreationError(f"the sandbox could not be started: {error}", "sandbox") from error
+    loop = _LOOP.search(done.output)
+    remains.loop = int(loop[1]) if loop else None
+    return done
 
 
 def _opened(stack: contextlib.ExitStack, path: Path, flags: int) -> int:
     fd = os.open(path, flags | os.O_CLOEXEC)
     stack.callback(os.close, fd)
     return fd
+
+
+def _init_descriptor(pid_file: Path) -> int | None:
+    """A descriptor of the first process, by the id that the runtime wrote down a moment ago."""
+    try:
+        return os.pidfd_open(int(pid_file.read_text()))
+    except (OSError, ValueError):
+        return None
+
+
+def _id_map(spec: ContainerSpec, probe: HostProbe) -> IdMap:
+    if probe.facts.is_root:
+        return IdMap.block(spec.uid_base)
+    for each in subid_ranges_of(read_subids(Path("/etc/subuid")), probe.facts.user, os.geteuid()):
+        return IdMap.block(each.first)
+    return IdMap.block(0)
 
 
 def _require_runtime(probe: HostProbe) -> None:
@@ -298,174 +427,25 @@ def _require(spec: ContainerSpec, report: IsolationReport) -> None:
         )
 
 
-@attrs.frozen
-class _Plan:
-    """One container, on the way from its spec to the launcher's instructions."""
-
-    spec: ContainerSpec
-    probe: HostProbe
-    cgroups: SandboxCgroups | None
-    fds: dict[str, int]
-    """``init``, ``userns`` and, where there is one, ``disk``: descriptors of ours."""
-    runtime_root: Path
-
-    @property
-    def pid_file(self) -> Path:
-        """Where the runtime writes the first process's id."""
-        return self.spec.state_dir / "bundle" / "pid"
-
-    @property
-    def cover(self) -> str:
-        """A folder that can be covered: nothing that the runtime or the layers need lies below it."""
-        needed = [self.spec.state_dir, self.runtime_root, *(layer.path for layer in self.spec.layers)]
-        for cover in _COVERS:
-            if Path(cover).is_dir() and not any(path.resolve().is_relative_to(cover) for path in needed):
-                return cover
-        raise EngineUnavailableError(f"one of {', '.join(_COVERS)} must exist and not hold the state folder")
-
-    def bundle(self) -> dict[str, Any]:
-        """The runtime's configuration."""
-        controllers = self.probe.facts.hierarchy.controllers if self.cgroups is not None else frozenset()
-        limits = self.spec.limits
-        hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-        return bundle_config(
-            BundlePlan(
-                hostname=self.spec.hostname,
-                rootfs=f"{self.cover}/root",
-                tmp_source=f"{self.cover}/disk/tmp",
-                init_source=f"{self.cover}/init",
-                init_argv=(INIT_PATH,),
-                id_map=(self.spec.uid_base, UID_BLOCK_SIZE),
-                cgroup_path=None if self.cgroups is None else self.cgroups.cgroups_path,
-                limits=Limits(
-                    mem_bytes=limits.mem_bytes if "memory" in controllers else None,
-                    pids=limits.pids if "pids" in controllers else None,
-                    vcpus=limits.vcpus if "cpu" in controllers else None,
-                ),
-                swap_limit=self.probe.facts.swap_limit,
-                max_open_files=_MAX_OPEN_FILES if hard == resource.RLIM_INFINITY else min(_MAX_OPEN_FILES, hard),
-            )
-        )
-
-    def words(self, fds: dict[str, int]) -> list[str]:
-        """The launcher's instructions, with descriptors as the launcher knows them."""
-        base = str(self.spec.uid_base)
-        words = ["ns"]
-        slot = _FIRST_SLOT
-        stacks: dict[str, list[int]] = {}
-        for layer in self.spec.layers:
-            words += ["clone", str(slot), str(layer.path), "idmap", str(slot), str(fds["userns"])]
-            stacks.setdefault(layer.at, []).append(slot)
-            slot += 1
-        if "disk" not in fds:
-            words += ["dir", str(self.spec.state_dir / "files"), "755", "0"]
-            words += ["open", str(slot), str(self.spec.state_dir / "files")]
-        words += ["cover", self.cover, "dir", "root", "755", base, "dir", "disk", "755", "0"]
-        words += ["copy", "init", "755", str(fds["init"])]
-        words += ["disk", "disk", str(fds["disk"])] if "disk" in fds else ["bind", "disk", str(slot)]
-        words += ["dir", "disk/tmp", "1777", base]
-        for number, at in enumerate(sorted(stacks, key=lambda at: at != "/")):
-            upper, work = f"disk/upper{number}", f"disk/work{number}"
-            lower = ":".join(f"/proc/self/fd/{fd}" for fd in stacks[at])
-            options = f"lowerdir={lower},upperdir={upper},workdir={work},index=off,redirect_dir=off,metacopy=off"
-            words += ["dir", upper, "755", base, "dir", work, "755", base]
-            words += ["overlay", f"root{'' if at == '/' else at}", options]
-        return words + self._runtime_words()
-
-    def _runtime_words(self) -> list[str]:
-        facts = self.probe.facts
-        words: list[str] = []
-        if self.cgroups is not None:
-            for path in self.cgroups.join_paths:
-                words += ["put", str(path), "0"]
-        if facts.hide_unified and facts.hierarchy.unified is not None:
-            words += ["hide", str(facts.hierarchy.unified)]
-        assert facts.runtime.path is not None
-        manager = ["--cgroup-manager=disabled"] if facts.runtime.kind == "crun" and self.cgroups is None else []
-        start = ["run", "--detach", "--preserve-fds", "1", "--pid-file", str(self.pid_file)]
-        start += ["--bundle", str(self.spec.state_dir / "bundle")]
-        return [*words, "exec", facts.runtime.path, *manager, "--root", str(self.runtime_root), *start, self.spec.id]
-
-
-def _launch(launcher: Path, plan: _Plan, control: int) -> None:
-    """Write the bundle, run the launcher to its end, and raise what it says. In a worker thread."""
-    bundle = plan.spec.state_dir / "bundle"
-    bundle.mkdir(exist_ok=True)
-    (bundle / "config.json").write_text(json.dumps(plan.bundle()))
-    plan.runtime_root.mkdir(parents=True, exist_ok=True)
-    theirs = {name: 4 + number for number, name in enumerate(sorted(plan.fds))}
-    fds = [(control, _CONTROL), *((plan.fds[name], number) for name, number in theirs.items())]
-    _instruct(launcher, plan, plan.words(theirs), fds)
-    if plan.spec.limits.inotify_instances is not None:
-        _limit_inotify(launcher, plan, plan.spec.limits.inotify_instances)
-
-
-def _limit_inotify(launcher: Path, plan: _Plan, instances: int) -> None:
-    """Set the limit from inside of the container's user namespace, which it belongs to; the runtime cannot."""
-    pid = int(plan.pid_file.read_text())
-    with contextlib.ExitStack() as stack:
-        namespace = _opened(stack, Path(f"/proc/{pid}/ns/user"), os.O_RDONLY)
-        words = ["enter", "4", "put", "/proc/sys/user/max_inotify_instances", str(instances)]
-        _instruct(launcher, plan, words, [(namespace, 4)])
-
-
-def _instruct(launcher: Path, plan: _Plan, words: list[str], fds: list[tuple[int, int]]) -> None:
-    """Run the launcher with instructions; ``fds`` pairs descriptors of ours with their numbers there."""
-    with contextlib.ExitStack() as stack:
-        instructions, output = (os.memfd_create(name, os.MFD_CLOEXEC) for name in ("instructions", "output"))
-        stack.callback(os.close, instructions)
-        stack.callback(os.close, output)
-        os.write(instructions, "".join(f"{word}\0" for word in words).encode())
-        os.lseek(instructions, 0, os.SEEK_SET)
-        pairs = [(instructions, _INSTRUCTIONS), (output, 1), (output, 2), *fds]
-        # Descriptors are moved out of the way first, so that no target number is a source that is still needed.
-        high = [(os.dup(fd), number) for fd, number in _above(pairs, stack)]
-        for fd, _ in high:
-            stack.callback(os.close, fd)
-        actions = [(os.POSIX_SPAWN_DUP2, fd, number) for fd, number in high]
-        pid = os.posix_spawn(launcher, ["launch"], {"PATH": os.defpath}, file_actions=actions)
-        code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-        if code != 0:
-            said = os.pread(output, _MAX_OUTPUT_BYTES, 0).decode(errors="replace")
-            raise _start_error(plan, said, code)
-
-
-def _above(pairs: list[tuple[int, int]], stack: contextlib.ExitStack) -> list[tuple[int, int]]:
-    """The same pairs, while every number that is a target is taken, so that copies get higher ones."""
-    for number in range(max(target for _, target in pairs) + 1):
-        with contextlib.suppress(OSError):
-            os.fstat(number)
-            continue
-        null = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
-        stack.callback(os.close, null)
-    return pairs
-
-
-def _start_error(plan: _Plan, said: str, code: int) -> ResourceCreationError:
-    lines = [line.strip() for line in said.splitlines() if line.strip() and not line.startswith("loop ")]
-    reason = "; ".join(lines[-3:]) or f"exit code {code}"
-    runtime = plan.probe.facts.runtime.label
+def _start_error(plan: LaunchPlan, done: Finished) -> ResourceCreationError:
+    lines = [line.strip() for line in done.output.splitlines() if line.strip() and not _LOOP.match(line)]
+    reason = "; ".join(lines[-3:]) or f"exit code {done.code}"
+    if done.timed_out:
+        reason = f"it took longer than {_LAUNCH_TIMEOUT_S:.0f} s; {reason}"
+    runtime = plan.facts.runtime.label
     return ResourceCreationError(f"{runtime} could not start the sandbox: {reason}", "sandbox", "SandboxConfig")
 
 
-async def _wait_detached(state_dir: Path) -> None:
-    """Wait until no loop device holds the disk: it frees itself when the last mount of the container is gone."""
-    if not await trio.Path(state_dir / "disk.img").exists():
-        return
-    pause_s = 0.001
-    while await trio.to_thread.run_sync(_is_attached, state_dir / "disk.img"):
-        await trio.sleep(pause_s)
-        pause_s = min(2 * pause_s, 0.1)
-        if pause_s == 0.1:
-            await detach_loops_below(state_dir)
-
-
-def _is_attached(image: Path) -> bool:
-    for backing in Path("/sys/block").glob("loop*/loop/backing_file"):
-        try:
-            if backing.read_text().strip().removesuffix(" (deleted)") == str(image):
-                return True
-        except OSError as error:
-            if error.errno not in (errno.ENOENT, errno.ENXIO, errno.ENODEV):
-                raise
-    return False
+def _find_remains(state_dir: Path, probe: HostProbe, events: CgroupEvents | None) -> list[_Remains]:
+    """The containers that a state folder's owner may have left behind."""
+    try:
+        names = sorted(entry.name for entry in state_dir.iterdir())
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    found = []
+    for name in names:
+        match = _RECORD.fullmatch(name)
+        if match:
+            cgroups = SandboxCgroups(probe.facts.hierarchy, match[1], events) if probe.facts.hierarchy.usable else None
+            found.append(_Remains(match[1], state_dir / name, cgroups))
+    return found

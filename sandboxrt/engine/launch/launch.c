@@ -8,6 +8,9 @@
  *   ns                          private mount namespace, nothing propagates either way
  *   userns FD                   user and mount namespace; writes a byte to the socket FD and waits for one (the maps)
  *   enter FD                    join the user namespace FD
+ *   block SLOT ID COUNT TEXT    make a user namespace in which ids 0.. are ID.. out here, as descriptor SLOT; processes
+ *                               in it get TEXT inotify instances at most (unless empty) and no user namespaces
+ *   pin PATH FD                 give the namespace FD the name PATH
  *   hide PATH                   take the mount at PATH out of sight
  *   veil PATH                   an empty tmpfs over PATH (where "hide" is not permitted)
  *   open SLOT PATH              open the folder PATH as descriptor SLOT
@@ -20,6 +23,7 @@
  *   disk PATH FD                mount the ext4 image open at FD at PATH; prints "loop N" on descriptor 2
  *   bind PATH FD                mount the folder open at FD at PATH
  *   overlay PATH OPTIONS        mount an overlay
+ *   limit RESOURCE VALUE        soft and hard resource limit, inherited by everything below
  *   put PATH TEXT               write TEXT into the existing file PATH (a cgroup, a sysctl)
  *   exec ARGUMENT...            execute (to the end of the input)
  */
@@ -27,14 +31,17 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <sched.h>
+#include <signal.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/mount.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 /* Kernel interfaces, written down here so that neither old headers nor a C library without them are a hindrance. */
@@ -50,6 +57,16 @@
 #ifndef OPEN_TREE_CLOEXEC
 #define OPEN_TREE_CLOEXEC O_CLOEXEC
 #endif
+#ifndef SYS_openat2
+#define SYS_openat2 437
+#endif
+#define RESOLVE_NO_SYMLINKS_ 0x04
+#define RESOLVE_BENEATH_ 0x08
+
+struct how {
+	uint64_t flags, mode, resolve;
+};
+
 #define LOOP_CTL_GET_FREE 0x4C82
 #define LOOP_CONFIGURE 0x4C0A
 #define LO_FLAGS_AUTOCLEAR 4
@@ -185,6 +202,99 @@ static void enter(void)
 		fail("namespace", "user");
 }
 
+static int write_text(const char *path, const char *text)
+{
+	int fd = open(path, O_WRONLY | O_CLOEXEC);
+	if (fd < 0)
+		return -1;
+	ssize_t done = write(fd, text, strlen(text));
+	int reason = errno;
+	close(fd);
+	errno = reason;
+	return done == (ssize_t)strlen(text) ? 0 : -1;
+}
+
+/* The first process of a new user namespace: it alone may set the namespace's limits. It lives until it is killed. */
+static _Noreturn void hold_namespace(int answer, const char *instances)
+{
+	char result = 'u';
+	if (*instances != '\0' && write_text("/proc/sys/user/max_inotify_instances", instances) != 0)
+		result = 'f';
+	(void)write_text("/proc/sys/user/max_user_namespaces", "0"); /* seccomp refuses them too */
+	if (write(answer, &result, 1) == 1)
+		for (;;)
+			pause();
+	_exit(1);
+}
+
+/* Starts the holder of a new user namespace that belongs to the user OWNER: what is used up in it counts against him,
+ * so that sandboxes do not use up what root has. Returns 0 where such a user may not have one. */
+static pid_t start_holder(uid_t owner, const char *instances)
+{
+	int answer[2];
+	char result = 'f';
+	if (pipe2(answer, O_CLOEXEC) != 0)
+		fail("block", "pipe");
+	if (syscall(SYS_setresuid, -1, owner, -1) != 0)
+		fail("block", "setresuid");
+	pid_t pid = (pid_t)syscall(SYS_clone, CLONE_NEWUSER | SIGCHLD, 0, 0, 0, 0);
+	if (pid == 0)
+		hold_namespace(answer[1], instances);
+	int reason = errno;
+	if (syscall(SYS_setresuid, -1, 0, -1) != 0)
+		fail("block", "setresuid");
+	close(answer[1]);
+	if (pid > 0 && (read(answer[0], &result, 1) != 1 || result != 'u')) {
+		kill(pid, SIGKILL);
+		waitpid(pid, NULL, 0);
+		pid = 0;
+		reason = EPERM;
+	}
+	close(answer[0]);
+	errno = reason;
+	return pid > 0 ? pid : 0;
+}
+
+static void make_block(void)
+{
+	char path[64], map[64];
+	static const char *const files[] = { "uid_map", "gid_map" };
+	long slot = number(10, LAST_SLOT), first = number(10, 0xfffffffeL), count = number(10, 0xfffffffeL);
+	const char *instances = argument();
+	pid_t pid = start_holder((uid_t)first, instances);
+	if (pid == 0)
+		pid = start_holder(0, instances);
+	if (pid == 0)
+		fail("block", "user namespace");
+	snprintf(map, sizeof map, "0 %ld %ld\n", first, count);
+	for (size_t i = 0; i < sizeof files / sizeof files[0]; i++) {
+		snprintf(path, sizeof path, "/proc/%d/%s", (int)pid, files[i]);
+		if (write_text(path, map) != 0) {
+			int reason = errno;
+			kill(pid, SIGKILL);
+			errno = reason;
+			fail("block", files[i]);
+		}
+	}
+	snprintf(path, sizeof path, "/proc/%d/ns/user", (int)pid);
+	int fd = open(path, O_RDONLY | O_CLOEXEC);
+	int reason = errno;
+	kill(pid, SIGKILL);
+	waitpid(pid, NULL, 0);
+	errno = reason;
+	settle(fd, slot, "block", path);
+}
+
+static void pin(void)
+{
+	char source[40];
+	const char *path = argument();
+	snprintf(source, sizeof source, "/proc/self/fd/%d", descriptor());
+	int fd = open(path, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
+	if (fd < 0 || close(fd) != 0 || mount(source, path, NULL, MS_BIND, NULL) != 0)
+		fail("pin", path);
+}
+
 static void hide(void)
 {
 	const char *path = argument();
@@ -228,6 +338,23 @@ static void cover(void)
 	mount_tmpfs(path, "cover");
 	if (chdir(path) != 0)
 		fail("cover", path);
+}
+
+/* Mounts on a folder. One below the working directory is never reached through a symbolic link: an earlier run of the
+ * sandbox may have put one there, and what is mounted where it points would be in the runtime's way. */
+static void mount_at(const char *source, const char *path, const char *type, unsigned long flags, const char *options)
+{
+	char target[40];
+	struct how how = { .flags = O_PATH | O_DIRECTORY | O_CLOEXEC };
+	if (path[0] != '/')
+		how.resolve = RESOLVE_NO_SYMLINKS_ | RESOLVE_BENEATH_;
+	int fd = (int)syscall(SYS_openat2, AT_FDCWD, path, &how, sizeof how);
+	if (fd < 0)
+		fail("mount point", path);
+	snprintf(target, sizeof target, "/proc/self/fd/%d", fd);
+	if (mount(source, target, type, flags, options) != 0)
+		fail(type == NULL ? "bind" : type, path);
+	close(fd);
 }
 
 static void make_folder(void)
@@ -334,8 +461,7 @@ static void mount_disk(void)
 	if (fstat(device, &st) != 0)
 		fail("disk", "fstat");
 	snprintf(source, sizeof source, "/dev/loop%u", (unsigned)((st.st_rdev & 0xff) | ((st.st_rdev >> 12) & 0xfff00)));
-	if (mount(source, path, "ext4", MS_NOSUID | MS_NODEV | MS_NOATIME, "") != 0)
-		fail("disk", source);
+	mount_at(source, path, "ext4", MS_NOSUID | MS_NODEV | MS_NOATIME, "");
 	close(device); /* after the mount: closing before it would free the device */
 }
 
@@ -344,26 +470,29 @@ static void bind_folder(void)
 	char source[40];
 	const char *path = argument();
 	snprintf(source, sizeof source, "/proc/self/fd/%d", descriptor());
-	if (mount(source, path, NULL, MS_BIND, NULL) != 0)
-		fail("bind", path);
-	if (mount(NULL, path, NULL, MS_BIND | MS_REMOUNT | MS_NOSUID | MS_NODEV, NULL) != 0)
-		fail("bind", path);
+	mount_at(source, path, NULL, MS_BIND, NULL);
 }
 
 static void mount_overlay(void)
 {
 	const char *path = argument(), *options = argument();
-	if (mount("overlay", path, "overlay", MS_NODEV, options) != 0)
-		fail("overlay", path);
+	mount_at("overlay", path, "overlay", MS_NODEV, options);
+}
+
+static void limit(void)
+{
+	int resource = (int)number(10, RLIM_NLIMITS - 1);
+	rlim_t value = (rlim_t)number(10, 1L << 40);
+	struct rlimit both = { .rlim_cur = value, .rlim_max = value };
+	if (setrlimit(resource, &both) != 0)
+		fail("limit", "setrlimit");
 }
 
 static void put(void)
 {
 	const char *path = argument(), *text = argument();
-	int fd = open(path, O_WRONLY | O_CLOEXEC);
-	if (fd < 0 || write(fd, text, strlen(text)) != (ssize_t)strlen(text))
+	if (write_text(path, text) != 0)
 		fail("put", path);
-	close(fd);
 }
 
 static _Noreturn void execute(void)
@@ -394,6 +523,7 @@ static const struct {
 	{ "veil", tmpfs_over },      { "open", open_folder },        { "clone", clone_layer }, { "idmap", map_layer },
 	{ "cover", cover },          { "dir", make_folder },         { "file", make_file },    { "copy", copy_file },
 	{ "disk", mount_disk },      { "bind", bind_folder },        { "overlay", mount_overlay }, { "put", put },
+	{ "block", make_block },     { "pin", pin },                 { "limit", limit },
 	{ "exec", execute },
 };
 
