@@ -290,3 +290,16 @@ async def test_closing_an_attachment_wakes_its_reader(
             nursery.start_soon(read)
             await trio.testing.wait_all_tasks_blocked()
             await attachment.aclose()
+
+
+async def test_a_reader_that_was_there_at_the_end_sees_the_output_up_to_it(
+    fake_host: OpenFake, autojump_clock: trio.testing.MockClock
+) -> None:
+    async with fake_host() as (host, _):
+        script = "(sleep 1; echo late) & echo early"
+        async with converse(host, "box", Execute(command=script, command_id="c")) as slow:
+            await slow.until("early")
+            await trio.sleep(3)
+            assert (await slow.to_end()).stdout == "early\n"
+        async with converse(host, "box", Reconnect("c")) as reader:
+            assert (await reader.to_end()).stdout == "early\nlate\n"
