@@ -86,7 +86,9 @@ async def test_nothing_of_the_tree_is_left(state_dir: Path, how: str) -> None:
             assert chunk.data == "ready\n"
             break
         if how == "kill":
-            assert await _count(sandbox, "4711") == 5
+            with trio.fail_after(20):  # the daemons have been forked by now, but may not have become `sleep` yet
+                while await _count(sandbox, "4711") != 5:
+                    await trio.sleep(0.05)
             await handle.kill()
             assert (await handle.result).exit_code == 137
         else:
