@@ -89,17 +89,18 @@ class CgroupEvents:
         events = cls(fd)
         # The nursery wraps the caller's block, so its lone error must leave as it came.
         failure: BaseException | None = None
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(events._serve)
-            try:
-                yield events
-            except BaseException as error:  # noqa: BLE001 - raised again below, outside the nursery
-                failure = error
-            finally:
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(events._serve)
+                try:
+                    yield events
+                except BaseException as error:  # noqa: BLE001 - raised again below, outside the nursery
+                    failure = error
                 nursery.cancel_scope.cancel()
-                events._fd = -1
-                trio.lowlevel.notify_closing(fd)
-                os.close(fd)
+        finally:
+            # Only now: a reader that was woken just before the end still reads once.
+            events._fd = -1
+            os.close(fd)
         if failure is not None:
             raise failure
 
