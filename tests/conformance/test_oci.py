@@ -31,14 +31,21 @@ def leftovers(state_dir: Path) -> Iterator[str]:
             continue
         if str(state_dir) in text:
             yield f"{backing}: {text}"
-    yield from (f"child {pid}" for pid in Path(f"/proc/self/task/{os.getpid()}/children").read_text().split())
+
+
+def children() -> set[str]:
+    """The processes that this one started; a registry of the whole test run may be among them."""
+    return set(Path(f"/proc/self/task/{os.getpid()}/children").read_text().split())
 
 
 @pytest.mark.parametrize("name", ALL_CASES)
 async def test_case(name: str, state_dir: Path) -> None:
+    before = children()
     config = HostConfig(state_dir=state_dir, command=CommandSettings(term_grace_s=0.3))
     async with open_host(config) as host:
         await ALL_CASES[name](host)
         assert await host.list_sandboxes() == []
         assert list(leftovers(state_dir)) == []
+        assert children() <= before
     assert list(leftovers(state_dir)) == []
+    assert children() <= before
