@@ -141,7 +141,8 @@ class Command:
         self._leader: ExitStatus | None = None
         self._order: Order | None = None
         self._control = trio.lowlevel.ParkingLot()
-        self._oom_before = 0
+        self._oom_before = -1
+        self._oom_after = -1
         self._forgotten = False
         self._size: tuple[int, int] | None = None
 
@@ -205,12 +206,16 @@ class Command:
         Cancellation: The tree is killed; readers are told :meth:`CommandSurroundings.end_frame`.
         """
         try:
-            process = await self._start()
-            if process is not None:
-                try:
-                    await self._live(process)
-                finally:
-                    self._process = None
+            try:
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(self._note_oom_kills)
+                    await self._start()
+                    if self._process is not None:
+                        await self._live(self._process, nursery)
+                    nursery.cancel_scope.cancel()
+            finally:
+                process, self._process = self._process, None
+                if process is not None:
                     await process.aclose()
         finally:
             self.stdin.close()
@@ -229,49 +234,51 @@ class Command:
         if self.outcome is None:
             self._finish(frame)
 
-    async def _start(self) -> Process | None:
+    async def _start(self) -> None:
         try:
-            self._oom_before = await self._surroundings.oom_kills()
             self._process = process = await self._surroundings.start(self.request)
         except StartError as error:
             gone = self._surroundings.gone.is_set()
             self._finish(self._surroundings.end_frame() if gone else error.frame)
-            return None
+            return
         self.lifecycle.started_at = trio.current_time()
         self.pid = process.pid
         self.changed.unpark_all()
-        return process
 
-    async def _live(self, process: Process) -> None:
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(self.streams["stdout"].pump, process.stdout)
-            if process.stderr is None:
-                self.streams["stderr"].mark_ended()
-            else:
-                nursery.start_soon(self.streams["stderr"].pump, process.stderr)
-            nursery.start_soon(self._watch_leader, process)
-            nursery.start_soon(self._watch_tree, process)
-            nursery.start_soon(self._feed, process)
-            if self._size is not None:
-                await self.resize(*self._size)
-            while not self.lifecycle.may_report:
-                await self._step(process)
-            await self._report()
-            while not self.lifecycle.tree_empty:
-                await self._step(process)
-            # Whoever still holds a pipe now got it from outside of the tree; the host does not wait for that.
-            await self._wait_until(self._streams_ended, self._settings.drain_grace_s)
-            nursery.cancel_scope.cancel()
+    async def _live(self, process: Process, nursery: trio.Nursery) -> None:
+        nursery.start_soon(self.streams["stdout"].pump, process.stdout)
+        if process.stderr is None:
+            self.streams["stderr"].mark_ended()
+        else:
+            nursery.start_soon(self.streams["stderr"].pump, process.stderr)
+        nursery.start_soon(self._watch_leader, process)
+        nursery.start_soon(self._watch_tree, process)
+        nursery.start_soon(self._feed, process)
+        if self._size is not None:
+            await self.resize(*self._size)
+        while not self.lifecycle.may_report:
+            await self._step(process)
+        await self._report()
+        while not self.lifecycle.tree_empty:
+            await self._step(process)
+        # Whoever still holds a pipe now got it from outside of the tree; the host does not wait for that.
+        await self._wait_until(self._streams_ended, self._settings.drain_grace_s)
 
     async def _watch_leader(self, process: Process) -> None:
         self._leader = await process.wait()
         self.lifecycle.leader_exited = True
         self._wake()
+        # Beside what the report waits for anyway, so that it costs the command no time of its own.
+        self._oom_after = await self._surroundings.oom_kills()
+        self._notify()
 
     async def _watch_tree(self, process: Process) -> None:
         await process.wait_tree()
         self.lifecycle.tree_empty = True
         self._wake()
+
+    async def _note_oom_kills(self) -> None:
+        self._oom_before = await self._surroundings.oom_kills()
 
     async def _feed(self, process: Process) -> None:
         if self.request.close_stdin and self.request.pty:
@@ -309,7 +316,8 @@ class Command:
         if self._surroundings.gone.is_set():
             self._finish(self._surroundings.end_frame())
             return
-        oom_killed = await self._surroundings.oom_kills() > self._oom_before
+        await self._wait_until(self._oom_known, self._settings.drain_grace_s)
+        oom_killed = self._oom_known() and self._oom_after > self._oom_before
         self._finish(Exit(self._leader.exit_code, oom_killed))
 
     async def _drain(self) -> None:
@@ -343,6 +351,9 @@ class Command:
                 while not condition():
                     await self.changed.park()
         return condition()
+
+    def _oom_known(self) -> bool:
+        return self._oom_before >= 0 and self._oom_after >= 0
 
     def _streams_ended(self) -> bool:
         return all(stream.ended for stream in self.streams.values())

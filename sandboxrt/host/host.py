@@ -301,7 +301,8 @@ class Host:
         self._check_open()
         sandbox = self._sandboxes.get(name_or_id) or self._by_id(name_or_id)
         if sandbox is not None:
-            await trio.lowlevel.checkpoint()
+            # No turn of the scheduler: this is on the way of every command, and what follows takes one.
+            await trio.lowlevel.checkpoint_if_cancelled()
             return sandbox
         missing = ResourceNotFoundError(f"Sandbox '{name_or_id}' not found", "sandbox")
         try:
