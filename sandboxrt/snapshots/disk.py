@@ -11,9 +11,9 @@ from pathlib import Path
 
 import trio
 
-from sandboxrt.errors import ResourceCreationError
+from sandboxrt.errors import ResourceCreationError, SandboxClientError
 from sandboxrt.snapshots import tidy
-from sandboxrt.snapshots.tools import run_tool
+from sandboxrt.snapshots.tools import ToolResult, run_tool
 from sandboxrt.store import run_blocking
 
 __all__ = ["namespace_prefix", "remove_tree", "tidy_tree"]
@@ -42,15 +42,27 @@ def _program(action: str, path: Path) -> list[str]:
     return [*namespace_prefix(), sys.executable, "-I", "-S", tidy.__file__, action, str(path)]
 
 
+def _last_line(result: ToolResult) -> str:
+    return result.stderr.decode(errors="replace").strip().rpartition("\n")[2] or f"exit code {result.exit_code}"
+
+
 async def remove_tree(path: Path, limiter: trio.CapacityLimiter) -> None:
     """Remove a folder and all in it. Harmless where it is gone.
 
+    Raises:
+        SandboxClientError: It could not be removed; the message has the reason.
+
     Cancellation: partial; call it again.
     """
-    if namespace_prefix():
-        await run_tool(_program("remove", path))
+    if not namespace_prefix():
+        try:
+            await run_blocking(limiter, lambda: tidy.remove(str(path)))
+        except OSError as error:
+            raise SandboxClientError(f"Cannot remove {path}: {error}") from error
         return
-    await run_blocking(limiter, lambda: tidy.remove(str(path)))
+    result = await run_tool(_program("remove", path))
+    if result.exit_code != 0:
+        raise SandboxClientError(f"Cannot remove {path}: {_last_line(result)}")
 
 
 async def tidy_tree(path: Path, limiter: trio.CapacityLimiter) -> int:
@@ -63,6 +75,5 @@ async def tidy_tree(path: Path, limiter: trio.CapacityLimiter) -> int:
         return await run_blocking(limiter, lambda: tidy.tidy(str(path)))
     result = await run_tool(_program("tidy", path))
     if result.exit_code != 0:
-        reason = result.stderr.decode(errors="replace").strip().rpartition("\n")[2]
-        raise ResourceCreationError(f"Cannot walk the unpacked image: {reason}", "snapshot", "ImageUnpack")
+        raise ResourceCreationError(f"Cannot walk the unpacked image: {_last_line(result)}", "snapshot", "ImageUnpack")
     return int(result.stdout)

@@ -13,6 +13,7 @@ import contextlib
 import math
 import re
 from collections.abc import AsyncIterator, Callable
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self, TypeVar
@@ -44,6 +45,8 @@ T = TypeVar("T")
 
 _FOREIGN_POLL_S: Final = 0.2
 _MAX_NAME: Final = 255
+_FAILURE_KEPT: Final = timedelta(hours=24)
+"""How long a failed build can still be asked for its reason."""
 _FOLDER_NAME: Final = re.compile(r"(\.build-|\.trash-|)([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})")
 
 
@@ -302,7 +305,12 @@ class SnapshotLibrary:
         finally:
             with trio.CancelScope(shield=True):
                 if failure is not None or build.scope.cancelled_caught or build.progress.phase != Phase.DONE:
-                    await self._discard(row.id)
+                    try:
+                        await self._discard(row.id)
+                    except SandboxClientError as error:
+                        failure = ResourceCreationError(
+                            f"{failure or 'Given up'}; {error}", "snapshot", "SnapshotBuild"
+                        )
                     await self._record_failure(row, failure)
                     build.report(attrs.evolve(build.progress, phase=Phase.FAILED))
                 self._builds.pop(row.id, None)
@@ -373,7 +381,12 @@ class SnapshotLibrary:
             await remove_tree(path, self._disk)
 
     async def _clean(self) -> None:
-        """Remove what builders left that died in the middle, and folders without a record."""
+        """Remove what builders left that died in the middle, folders without a record, and old failures."""
+        forgotten = (datetime.now(UTC) - _FAILURE_KEPT).isoformat()
+        for row in await self._store.snapshots_where(status="failed"):
+            if row.updated_at < forgotten:
+                with contextlib.suppress(ResourceNotFoundError, ResourceInUseError):
+                    await self._store.remove_snapshot(row.id)
         for row in await self._store.snapshots_where(status="building"):
             async with self._store.claim_owner(row.owner_id) as claimed:
                 if claimed:

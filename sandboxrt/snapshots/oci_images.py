@@ -17,6 +17,7 @@ import re
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Final
 
 import attrs
@@ -27,7 +28,7 @@ from sandboxrt.errors import ResourceCreationError, ValidationError
 from sandboxrt.protocol.rest import CreateSnapshot
 from sandboxrt.snapshots import tidy
 from sandboxrt.snapshots.content import ImageConfig, Phase, Progress, SnapshotConfig
-from sandboxrt.snapshots.disk import namespace_prefix, tidy_tree
+from sandboxrt.snapshots.disk import namespace_prefix, remove_tree, tidy_tree
 from sandboxrt.snapshots.tools import ToolResult, run_tool
 from sandboxrt.store import run_blocking
 
@@ -36,6 +37,8 @@ __all__ = ["Image", "ImageBuilder", "check_reference"]
 _PLAIN: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/@\-\[\]]{0,1023}")
 _LOCAL: Final = ("oci:", "docker-archive:")
 _TICK_S: Final = 0.2
+_UNPACK_TRIES: Final = 4
+_CRASH: Final = "panic: "
 _MAX_JSON_BYTES: Final = 4 * 1024**2
 _MACHINES: Final = {
     "x86_64": "amd64",
@@ -250,12 +253,31 @@ class ImageBuilder:
         rootless = ["--rootless"] if os.geteuid() != 0 and not prefix else []
         argv = [*prefix, "umoci", "raw", "unpack", *rootless, "--image", f"{self._layout}:image", str(self._root)]
         limit = self._config.max_unpacked_bytes
-        await self._watched(argv, Phase.UNPACK, "ImageUnpack", self._root, limit, None)
+        # When umoci 0.4 fails in the middle of a layer it often crashes on its way out, and its reason is lost. With
+        # one processor its threads do not get in each other's way, and the second try says what is wrong.
+        for attempt in range(_UNPACK_TRIES):
+            extra = {"GOMAXPROCS": "1"} if attempt else {}
+            try:
+                await self._watched(argv, Phase.UNPACK, "ImageUnpack", self._root, limit, None, extra)
+            except ResourceCreationError as error:
+                if _CRASH not in str(error) or attempt == _UNPACK_TRIES - 1:
+                    raise
+                await remove_tree(self._root, self._limiter)
+            else:
+                return
 
     async def _watched(
-        self, argv: Sequence[str], phase: str, error_type: str, folder: Path, limit: int, total: int | None
+        self,
+        argv: Sequence[str],
+        phase: str,
+        error_type: str,
+        folder: Path,
+        limit: int,
+        total: int | None,
+        extra: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
         """Run a tool that writes into ``folder``, and stop it when that or the disk gets too full."""
+        tool = "umoci" if "umoci" in argv else "skopeo"
         self._report(Progress(phase, 0, total))
         trouble: list[ResourceCreationError] = []
         result: ToolResult | None = None
@@ -283,7 +305,7 @@ class ImageBuilder:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(watch)
             try:
-                result = await run_tool(argv, env=self._environment())
+                result = await run_tool(argv, env={**self._environment(), **extra})
             except Exception as error:  # noqa: BLE001  carried out of the nursery, which would wrap it in a group
                 failure = error
             nursery.cancel_scope.cancel()
@@ -293,7 +315,7 @@ class ImageBuilder:
             raise trouble[0]
         assert result is not None
         if result.exit_code != 0:
-            raise self._failed(result, _tool_name(argv), error_type)
+            raise self._failed(result, tool, error_type)
 
     def _problem(self, folder: Path, start: int, limit: int, error_type: str) -> ResourceCreationError | None:
         free = _free_bytes(self._draft)
@@ -393,14 +415,10 @@ def _image_config(values: Mapping[str, Any]) -> ImageConfig:
     )
 
 
-def _tool_name(argv: Sequence[str]) -> str:
-    return "umoci" if "umoci" in argv else "skopeo"
-
-
 def _reason(result: ToolResult, tool: str) -> str:
     """What a tool said last that is worth reading: one line, without time stamps, colours and secrets."""
     text = re.sub(r"\x1b\[[0-9;]*[A-Za-z]", "", result.stderr.decode("utf-8", "replace"))
-    found = _FATAL.findall(text)
+    found = _FATAL.findall(text) or re.findall(r"^(panic: .*)", text, re.MULTILINE)
     if found:
         line = found[-1]
         if line.startswith('"'):

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -113,3 +114,13 @@ async def test_folders_without_a_record_go(open_library: OpenLibrary, tmp_path: 
     (folder / lost / "deep").chmod(0o000)
     async with open_library():
         assert left_on_disk(tmp_path) == ["somebody's own"]
+
+
+async def test_failures_are_forgotten_after_a_day(open_library: OpenLibrary, tmp_path: Path) -> None:
+    for hours in (25, 23):
+        then = datetime.now(UTC) - timedelta(hours=hours)
+        async with Store.open(tmp_path / "state", now=lambda then=then: then) as store:  # type: ignore[misc]
+            row = await store.add_snapshot(name=f"h{hours}", kind="image", fs_capacity_bytes=1)
+            await store.fail_snapshot(row.id, "no luck")
+    async with open_library() as library:
+        assert [snapshot.name for snapshot in await library.list()] == ["h23"]
