@@ -130,6 +130,7 @@ class AsyncSandboxClient:
             ttl_seconds=ttl_seconds,
             idle_ttl_seconds=idle_ttl_seconds,
             limits=_limits(limits or self._config.limits, vcpus, mem_bytes, fs_capacity_bytes),
+            disk_of_snapshot=limits is None and fs_capacity_bytes is None,
             env=env,
         )
         return AsyncSandboxCreation(lambda: self._create(request, auto_delete=True))
@@ -163,7 +164,7 @@ class AsyncSandboxClient:
             idle_ttl_seconds: Lifetime without activity, likewise.
             vcpus: CPU limit; overrides ``limits``.
             mem_bytes: Memory limit in bytes; overrides ``limits``.
-            fs_capacity_bytes: Disk size in bytes; overrides ``limits``.
+            fs_capacity_bytes: Disk size in bytes; overrides ``limits``. With neither, the snapshot's own size.
             env: Environment of its commands.
             limits: Everything that it may use.
             headers: For a server.
@@ -188,6 +189,7 @@ class AsyncSandboxClient:
             ttl_seconds=ttl_seconds,
             idle_ttl_seconds=idle_ttl_seconds,
             limits=_limits(limits or self._config.limits, vcpus, mem_bytes, fs_capacity_bytes),
+            disk_of_snapshot=limits is None and fs_capacity_bytes is None,
             env=env,
         )
         return await self._create(request, auto_delete=False)
@@ -381,6 +383,7 @@ class AsyncSandboxClient:
         ttl_seconds: int | None,
         idle_ttl_seconds: int | None,
         limits: Limits,
+        disk_of_snapshot: bool,
         env: Mapping[str, str] | None,
         wait_for_ready: bool = True,
     ) -> CreateSandbox:
@@ -399,6 +402,7 @@ class AsyncSandboxClient:
             ttl_seconds=ttl_seconds,
             idle_ttl_seconds=idle_ttl_seconds,
             limits=limits,
+            disk_of_snapshot=disk_of_snapshot,
             allow_unenforced_limits=self._allow_unenforced_limits,
             env=dict(env or {}),
         )

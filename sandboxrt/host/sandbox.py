@@ -176,8 +176,9 @@ class Sandbox:
         self._scope.cancel()
 
     async def _provision(self) -> None:
-        shop, request = self._shop, self.request
+        shop = self._shop
         snapshot_id = await self._snapshot_id()
+        self.request = request = await self._sized(snapshot_id)
         try:
             self._row = row = await self._record(snapshot_id)
         except ResourceAlreadyExistsError:
@@ -228,6 +229,14 @@ class Sandbox:
         if self.request.snapshot_name is not None:
             return (await self._shop.snapshots.get(self.request.snapshot_name)).id
         return (await self._shop.snapshots.host_snapshot()).id
+
+    async def _sized(self, snapshot_id: str) -> CreateSandbox:
+        """The request with the disk size of its snapshot, unless it names one."""
+        request = self.request
+        if not request.disk_of_snapshot or (request.snapshot_id is None and request.snapshot_name is None):
+            return request
+        size = (await self._shop.snapshots.get(snapshot_id)).fs_capacity_bytes
+        return attrs.evolve(request, limits=attrs.evolve(request.limits, disk_bytes=size)) if size else request
 
     async def _serve(self) -> None:
         assert self._container is not None

@@ -41,7 +41,8 @@ class CreateSandbox:
     """Make a sandbox (protocol.md §2.3).
 
     ``name`` is made by the client, so that a repeated or cancelled create can be found again. ``limits`` has the
-    defaults already filled in; ``require`` and ``allow_unenforced_limits`` go no further than embedded hosts.
+    defaults already filled in; with ``disk_of_snapshot`` the snapshot's own ``fs_capacity_bytes`` takes the place of
+    the default disk size. ``require`` and ``allow_unenforced_limits`` go no further than embedded hosts.
     """
 
     name: str
@@ -52,6 +53,7 @@ class CreateSandbox:
     ttl_seconds: int | None = None
     idle_ttl_seconds: int | None = None
     limits: Limits = attrs.field(factory=Limits)
+    disk_of_snapshot: bool = False
     require: frozenset[Isolation] | None = None
     allow_unenforced_limits: bool = False
     env: Mapping[str, str] = attrs.field(factory=dict)
