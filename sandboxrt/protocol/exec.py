@@ -1,7 +1,7 @@
 """Command-session frames: the words that a client and a sandbox daemon exchange about one command.
 
-Embedded, these values travel through memory channels as they are; over a WebSocket, :func:`encode` and :func:`decode_*`
-turn them into the text frames of protocol.md §4. Nothing here waits, reads a clock or opens anything.
+Embedded, these values travel through memory channels as they are; over a WebSocket, :mod:`sandboxrt.protocol.exec_wire`
+turns them into the text frames of protocol.md §4. Nothing here waits, reads a clock or opens anything.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ __all__ = [
     "Execute",
     "Exit",
     "Input",
+    "InputAck",
     "Kill",
     "Output",
     "Reconnect",
@@ -49,6 +50,8 @@ class Execute:
         pty: Allocate a terminal; everything it shows is ``stdout``.
         columns: The terminal's width in characters.
         rows: The terminal's height in lines.
+        input_id: Names the input of this handle among that of others, and asks for :class:`InputAck`. Random, the
+            same in each ``Reconnect`` of the handle. ``None`` = input is neither numbered nor acknowledged.
     """
 
     command: str
@@ -65,22 +68,30 @@ class Execute:
     pty: bool = False
     columns: int = 80
     rows: int = 24
+    input_id: str | None = None
 
 
 @attrs.frozen
 class Reconnect:
-    """Attach to a command from the given byte offsets on (first frame)."""
+    """Attach to a command from the given byte offsets on (first frame). ``input_id`` as in :class:`Execute`."""
 
     command_id: str
     stdout_offset: int = 0
     stderr_offset: int = 0
+    input_id: str | None = None
 
 
 @attrs.frozen
 class Input:
-    """Text for the command's standard input (or terminal)."""
+    """Text for the command's standard input (or terminal).
+
+    ``offset`` is the position of its first byte in the UTF-8 text of all input sent under the attachment's
+    ``input_id``: what the command's side has taken already is dropped, so that it may be sent again after a broken
+    connection. ``None`` = take it as it comes.
+    """
 
     data: str
+    offset: int | None = None
 
 
 @attrs.frozen
@@ -110,10 +121,22 @@ class Resize:
 
 @attrs.frozen
 class Started:
-    """The command runs; the first answer to ``Execute``, and to ``Reconnect``."""
+    """The command runs; the first answer to ``Execute``, and to ``Reconnect``.
+
+    ``pid`` is 0 where the other side does not say. ``input_offset`` answers an ``input_id``: how many bytes of that
+    input were taken so far; ``None`` = the other side does not number input, nor know any other extension of ours.
+    """
 
     command_id: str
     pid: int
+    input_offset: int | None = None
+
+
+@attrs.frozen
+class InputAck:
+    """Input before ``offset`` was taken and need not be kept any more. Answers an ``input_id`` only."""
+
+    offset: int
 
 
 @attrs.frozen
@@ -148,4 +171,4 @@ class ErrorFrame:
 
 
 ClientFrame: TypeAlias = Execute | Reconnect | Input | CloseStdin | Kill | Signal | Resize
-ServerFrame: TypeAlias = Started | Output | Exit | ErrorFrame
+ServerFrame: TypeAlias = Started | Output | InputAck | Exit | ErrorFrame
