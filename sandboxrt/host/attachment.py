@@ -12,6 +12,7 @@ from sandboxrt.protocol.exec import (
     ErrorFrame,
     Execute,
     Input,
+    InputAck,
     Kill,
     Output,
     Reconnect,
@@ -39,8 +40,12 @@ class CommandAttachment:
     to that moment and then the end; one that attaches later sees what has come since as well.
     """
 
-    def __init__(self, command: Command, stdout_offset: int = 0, stderr_offset: int = 0) -> None:
+    def __init__(
+        self, command: Command, stdout_offset: int = 0, stderr_offset: int = 0, input_id: str | None = None
+    ) -> None:
         self._command = command
+        self._input_id = input_id
+        self._acknowledged = 0
         self._offsets: dict[StreamName, int] = {"stdout": stdout_offset, "stderr": stderr_offset}
         self._limits: dict[StreamName, int] | None = None
         self._turn: StreamName = "stdout"
@@ -92,6 +97,7 @@ class CommandAttachment:
 
         Raises:
             trio.ClosedResourceError: This attachment was closed.
+            InputGapError: Numbered input is missing before this piece of it.
             ValueError: ``Execute`` and ``Reconnect`` are first frames only.
         """
         if self._closed:
@@ -102,8 +108,8 @@ class CommandAttachment:
                 await trio.lowlevel.checkpoint()
             case Signal(signum):
                 await self._command.send_signal(signum)
-            case Input(data):
-                await self._command.stdin.write(data)
+            case Input(data, offset):
+                await self._command.stdin.write(data, self._input_id, offset)
             case CloseStdin():
                 await self._command.stdin.end()
             case Resize(columns, rows):
@@ -132,8 +138,10 @@ class CommandAttachment:
         command = self._command
         if not self._started and command.pid is not None:
             self._started = True
-            return Started(command.id, command.pid)
+            return Started(command.id, command.pid, self._acknowledge())
         if self._started:
+            if self._input_id is not None and command.stdin.taken(self._input_id) != self._acknowledged:
+                return InputAck(self._acknowledge() or 0)
             try:
                 output = await self._next_output()
             except LostOutputError as error:
@@ -148,6 +156,12 @@ class CommandAttachment:
             self._done = True
             return command.outcome
         return None
+
+    def _acknowledge(self) -> int | None:
+        if self._input_id is None:
+            return None
+        self._acknowledged = self._command.stdin.taken(self._input_id)
+        return self._acknowledged
 
     async def _next_output(self) -> Output | None:
         if self._limits is None and self._command.outcome is not None:

@@ -120,7 +120,7 @@ class Command:
         self.outcome: Exit | ErrorFrame | None = None
         self.ends_at_outcome: dict[StreamName, int] = {"stdout": 0, "stderr": 0}
         self.changed: trio.lowlevel.ParkingLot = trio.lowlevel.ParkingLot()
-        self.stdin: StdinPipe = StdinPipe()
+        self.stdin: StdinPipe = StdinPipe(self._notify)
         self.streams: dict[StreamName, OutputStream] = {
             "stdout": new_stream(self._notify),
             "stderr": new_stream(self._notify),
@@ -167,11 +167,11 @@ class Command:
         """How much memory its replay takes."""
         return sum(stream.memory_used_bytes for stream in self.streams.values())
 
-    def attach(self, stdout_offset: int = 0, stderr_offset: int = 0) -> CommandAttachment:
-        """One more reader, from the given byte offsets on. Never waits."""
+    def attach(self, stdout_offset: int = 0, stderr_offset: int = 0, input_id: str | None = None) -> CommandAttachment:
+        """One more reader, from the given byte offsets on; ``input_id`` as in ``Execute``. Never waits."""
         self.lifecycle.attach()
         self._wake()
-        return CommandAttachment(self, stdout_offset, stderr_offset)
+        return CommandAttachment(self, stdout_offset, stderr_offset, input_id)
 
     def detached(self) -> None:
         """One reader less."""

@@ -81,7 +81,7 @@ class SessionTable:
             command = self._commands.get(first.command_id)
             if command is None:
                 return RefusedAttachment(self._missing(first.command_id))
-            return command.attach(first.stdout_offset, first.stderr_offset)
+            return command.attach(first.stdout_offset, first.stderr_offset, first.input_id)
         command_id = first.command_id or uuid.uuid4().hex
         command = self._commands.get(command_id)
         if command is not None:
@@ -89,7 +89,7 @@ class SessionTable:
                 return RefusedAttachment(
                     ErrorFrame(f"Command id '{command_id}' belongs to another command already", "CommandIdConflict")
                 )
-            return command.attach()
+            return command.attach(input_id=first.input_id)
         if self.running >= self._limits.running:
             return RefusedAttachment(
                 ErrorFrame(f"The sandbox runs {self.running} commands at once already, which is its limit")
@@ -97,7 +97,7 @@ class SessionTable:
         command = self._new_command(command_id, first, self._on_finished)
         self._commands[command_id] = command
         self._start(command)
-        return command.attach()
+        return command.attach(input_id=first.input_id)
 
     async def run(self) -> None:
         """Forget finished sessions when their time has come. Runs until cancelled."""

@@ -134,7 +134,10 @@ class Started:
 
 @attrs.frozen
 class InputAck:
-    """Input before ``offset`` was taken and need not be kept any more. Answers an ``input_id`` only."""
+    """Input before ``offset`` was taken and need not be kept any more. Answers an ``input_id`` only.
+
+    The offset may lie inside a character; what is sent again begins at the character's first byte then.
+    """
 
     offset: int
 
