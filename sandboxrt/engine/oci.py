@@ -9,12 +9,14 @@ everything of an owner that died.
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import os
 import re
+import shutil
 import signal
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +59,7 @@ _OOM_SCORE_ADJ = 500
 _LAUNCH_TIMEOUT_S = 20.0
 _READY_TIMEOUT_S = 10.0
 _CLOSE_TIMEOUT_S = 10.0
+_REMOVE_TIMEOUT_S = 60.0
 _CONCURRENT_STARTS = 6
 _RECORD = re.compile(r"run\.([0-9a-f]{32})")
 _LOOP = re.compile(r"^loop (\d+)$", re.MULTILINE)
@@ -281,7 +284,17 @@ class OciEngine:
                 await remains.free()
             with trio.move_on_after(_CLOSE_TIMEOUT_S):
                 await detach_loops_below(state_dir)
+            if not probe.facts.is_root and probe.facts.userns.ok:
+                await self._remove_others_files(state_dir / DATA_FOLDER)
             await remove_tree(state_dir)
+
+    async def _remove_others_files(self, folder: Path) -> None:
+        """Remove what belongs to subordinate ids, for whom only their namespace can act."""
+        rm = shutil.which("rm") or "/bin/rm"
+        words = ["userns", str(MAPS_FD), "exec", rm, "-rf", "--one-file-system", "--", str(folder)]
+        done = await _launch_in_userns((await self._built_tools()).launcher, words, {}, _REMOVE_TIMEOUT_S)
+        if done.code:
+            raise OSError(errno.EACCES, done.output.strip() or "its files could not be removed", str(folder))
 
     # -- starting ----------------------------------------------------------------------------------------------------
 
@@ -360,18 +373,24 @@ async def _launch(tools: _Tools, plan: LaunchPlan, control: int, remains: _Remai
         fds = {CONTROL_FD: control, INIT_FD: _opened(stack, tools.init, os.O_RDONLY)}
         if remains.image is not None:
             fds[DISK_FD] = _opened(stack, remains.image, os.O_RDWR)
-        maps = None
-        if not plan.facts.is_root:
-            ours, theirs = (stack.enter_context(sock) for sock in socket.socketpair())
-            fds[MAPS_FD] = theirs.fileno()
-            maps = (ours, host_probe._write_own_maps)
         try:
-            done = await run_launcher(tools.launcher, plan.words(), fds, timeout_s=_LAUNCH_TIMEOUT_S, maps=maps)
+            if plan.facts.is_root:
+                done = await run_launcher(tools.launcher, plan.words(), fds, timeout_s=_LAUNCH_TIMEOUT_S)
+            else:
+                done = await _launch_in_userns(tools.launcher, plan.words(), fds, _LAUNCH_TIMEOUT_S)
         except OSError as error:
             raise ResourceCreationError(f"the sandbox could not be started: {error}", "sandbox") from error
     loop = _LOOP.search(done.output)
     remains.loop = int(loop[1]) if loop else None
     return done
+
+
+async def _launch_in_userns(launcher: Path, words: list[str], fds: Mapping[int, int], timeout_s: float) -> Finished:
+    """Run instructions that begin with ``userns``: the namespace of an unprivileged user and its subordinate ids."""
+    with contextlib.ExitStack() as stack:
+        ours, theirs = (stack.enter_context(sock) for sock in socket.socketpair())
+        maps = (ours, host_probe.write_own_maps)
+        return await run_launcher(launcher, words, {**fds, MAPS_FD: theirs.fileno()}, timeout_s=timeout_s, maps=maps)
 
 
 def _opened(stack: contextlib.ExitStack, path: Path, flags: int) -> int:

@@ -46,7 +46,7 @@ from sandboxrt.engine.remove_tree import remove_tree
 from sandboxrt.errors import EngineUnavailableError, ResourceCreationError
 from sandboxrt.models import IsolationReport, Limits
 
-__all__ = ["FIRST_SUBORDINATE_ID", "LAUNCH_SOURCE", "HostProbe", "find_runtime", "probe_host"]
+__all__ = ["FIRST_SUBORDINATE_ID", "LAUNCH_SOURCE", "HostProbe", "find_runtime", "probe_host", "write_own_maps"]
 
 T = TypeVar("T")
 
@@ -235,7 +235,7 @@ class _Prober:
         try:
             if self.is_root:
                 return await namespaces.open(uid_base(UID_BLOCK_COUNT - 1)), Trial(True)
-            return await namespaces.open_with(_write_own_maps), Trial(True)
+            return await namespaces.open_with(write_own_maps), Trial(True)
         except (OSError, subprocess.SubprocessError) as error:
             return None, Trial(False, f"no user namespace with {_SANDBOX_IDS} ids: {error}")
 
@@ -420,7 +420,7 @@ def _own_range(path: Path) -> SubidRange:
     raise PermissionError(f"{path} has no range of {_SANDBOX_IDS} ids for {_user_name() or os.geteuid()}")
 
 
-def _write_own_maps(pid: int) -> None:
+def write_own_maps(pid: int) -> None:
     """Map an unprivileged user's own ids and its subordinate ones into a new user namespace, by the setuid helpers."""
     own = {
         "newuidmap": (os.geteuid(), _own_range(_SUBID_FILES[0])),
@@ -450,7 +450,7 @@ def _run_in_userns(launcher: Path, text: str, fds: tuple[int, ...]) -> Trial:
             with child.stdin:
                 child.stdin.write(words.encode())
             if ours.recv(1) == b"u":
-                _write_own_maps(child.pid)
+                write_own_maps(child.pid)
                 ours.send(b"m")
             code = child.wait(_TOOL_TIMEOUT_S)
         except (OSError, subprocess.SubprocessError) as error:

@@ -6,8 +6,10 @@ import os
 import pwd
 import shutil
 import sys
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
+from types import MappingProxyType
 
 import trio
 
@@ -16,7 +18,7 @@ from sandboxrt.snapshots import tidy
 from sandboxrt.snapshots.tools import ToolResult, run_tool
 from sandboxrt.store import run_blocking
 
-__all__ = ["namespace_prefix", "remove_tree", "tidy_tree"]
+__all__ = ["give_to_sandboxes", "namespace_prefix", "remove_tree", "tidy_tree"]
 
 
 @cache
@@ -38,8 +40,8 @@ def namespace_prefix() -> tuple[str, ...]:
     return ("unshare", "--user", "--map-root-user", "--map-auto", "--")
 
 
-def _program(action: str, path: Path) -> list[str]:
-    return [*namespace_prefix(), sys.executable, "-I", "-S", tidy.__file__, action, str(path)]
+def _program(action: str, path: Path, *more: str) -> list[str]:
+    return [*namespace_prefix(), sys.executable, "-I", "-S", tidy.__file__, action, str(path), *more]
 
 
 def _last_line(result: ToolResult) -> str:
@@ -77,3 +79,25 @@ async def tidy_tree(path: Path, limiter: trio.CapacityLimiter) -> int:
     if result.exit_code != 0:
         raise ResourceCreationError(f"Cannot walk the unpacked image: {_last_line(result)}", "snapshot", "ImageUnpack")
     return int(result.stdout)
+
+
+async def give_to_sandboxes(path: Path, owners: Mapping[str, int] = MappingProxyType({})) -> None:
+    """Make the owners in a finished layer those that sandboxes see; nothing as root, where layers are mapped instead.
+
+    An unprivileged user's sandboxes have the subordinate ids and not the user's own: their root is nobody else on the
+    host. Without subordinate ids there are no such sandboxes, and nothing changes.
+
+    Args:
+        path: The layer.
+        owners: Ids, as sandboxes see them, of what does not belong to their root although the user made it.
+
+    Raises:
+        ResourceCreationError: It could not be done; the message has the reason.
+
+    Cancellation: partial; the layer is not to be used then.
+    """
+    if not namespace_prefix():
+        return
+    result = await run_tool(_program("shift", path, *(f"{name}={number}" for name, number in owners.items())))
+    if result.exit_code != 0:
+        raise ResourceCreationError(f"Cannot give {path} to sandboxes: {_last_line(result)}", "snapshot", "ImageUnpack")

@@ -21,12 +21,14 @@ from sandboxrt.engine.base import Layer
 from sandboxrt.errors import EngineUnavailableError
 from sandboxrt.snapshots.content import DEFAULT_PATH, ImageConfig, SnapshotContent
 
-__all__ = ["HOST_NAME", "build_host", "fingerprint"]
+__all__ = ["HOST_NAME", "OWNERS", "build_host", "fingerprint"]
 
 HOST_NAME: Final = "host"
 """The name of the built-in snapshot; no other snapshot may have it."""
 
 _USER_ID: Final = 1000
+OWNERS: Final = {"home/user": _USER_ID}
+"""What belongs to others than root. Only root can say so while it builds."""
 _MERGED: Final = ("bin", "sbin", "lib", "lib64", "lib32", "libx32")
 _FOLDERS: Final = {
     "boot": 0o755,
@@ -188,7 +190,8 @@ def _write_root(root: Path) -> None:
     _write_links(Path("/etc/alternatives"), root / "etc/alternatives")
     _write_certificates(root / "etc/ssl/certs")
     if os.geteuid() == 0:
-        os.chown(root / "home/user", _USER_ID, _USER_ID)
+        for name, number in OWNERS.items():
+            os.chown(root / name, number, number)
 
 
 def _write(path: Path, content: bytes) -> None:

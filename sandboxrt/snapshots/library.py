@@ -34,8 +34,8 @@ from sandboxrt.errors import (
 from sandboxrt.models import DEFAULT_LIMITS, Snapshot
 from sandboxrt.protocol.rest import CreateSnapshot
 from sandboxrt.snapshots.content import Phase, Progress, SnapshotConfig, SnapshotContent
-from sandboxrt.snapshots.disk import remove_tree
-from sandboxrt.snapshots.host import HOST_NAME, build_host, fingerprint
+from sandboxrt.snapshots.disk import give_to_sandboxes, remove_tree
+from sandboxrt.snapshots.host import HOST_NAME, OWNERS, build_host, fingerprint
 from sandboxrt.snapshots.oci_images import ImageBuilder, check_reference
 from sandboxrt.store import SnapshotRow, Store, canonical_id, run_blocking
 
@@ -276,17 +276,17 @@ class SnapshotLibrary:
         row = await self._store.add_snapshot(
             name=HOST_NAME, kind="host", fs_capacity_bytes=DEFAULT_LIMITS.disk_bytes or 0, fingerprint=current
         )
-        final = self._folder / row.id
+        draft, final = self._draft(row.id), self._folder / row.id
 
         def make() -> SnapshotContent:
-            draft = self._draft(row.id)
             draft.mkdir(mode=0o700, parents=True)
-            content = build_host(draft, final)
-            draft.rename(final)
-            return content
+            return build_host(draft, final)
 
         try:
             content = await self._writing(make)
+            await give_to_sandboxes(draft / "root", OWNERS)
+            await give_to_sandboxes(draft / "usr")
+            await self._writing(lambda: draft.rename(final))
             return await self._store.finish_snapshot(row.id, content=content.to_json(self._folder))
         except BaseException:
             with trio.CancelScope(shield=True):

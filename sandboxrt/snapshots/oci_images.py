@@ -28,7 +28,7 @@ from sandboxrt.errors import ResourceCreationError, ValidationError
 from sandboxrt.protocol.rest import CreateSnapshot
 from sandboxrt.snapshots import tidy
 from sandboxrt.snapshots.content import ImageConfig, Phase, Progress, SnapshotConfig
-from sandboxrt.snapshots.disk import namespace_prefix, remove_tree, tidy_tree
+from sandboxrt.snapshots.disk import give_to_sandboxes, namespace_prefix, remove_tree, tidy_tree
 from sandboxrt.snapshots.tools import ToolResult, run_tool
 from sandboxrt.store import run_blocking
 
@@ -173,6 +173,7 @@ class ImageBuilder:
         used = await tidy_tree(self._root, self._limiter)
         if used > self._config.max_unpacked_bytes:
             raise self._too_large(self._config.max_unpacked_bytes, "ImageUnpack")
+        await give_to_sandboxes(self._root)
         return Image(config, digest or layout_digest, used, self._draft)
 
     async def _blocking(self, function: Callable[[], Any]) -> Any:

@@ -1,7 +1,8 @@
 """Walks over unpacked files that nobody vouches for: makes them safe to be a layer, measures and removes them.
 
-Also runs as a program (``python tidy.py tidy|remove FOLDER``) in the user namespace of an unprivileged user, where the
-files of an image have owners that only that namespace can act for. So it imports nothing but the standard library.
+Also runs as a program (``python tidy.py tidy|shift|remove FOLDER``) in the user namespace of an unprivileged user,
+where the files of an image have owners that only that namespace can act for. So it imports nothing but the standard
+library.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import stat
 import sys
 from typing import Final
 
-__all__ = ["remove", "tidy"]
+__all__ = ["remove", "shift", "tidy"]
 
 _FORGED: Final = ("trusted.overlay.", "user.overlay.")
 
@@ -49,6 +50,39 @@ def _inspect(path: str, found: os.stat_result, seen: set[tuple[int, int]]) -> in
             return 0
         seen.add(key)
     return found.st_blocks * 512
+
+
+def shift(folder: str, *owners: str) -> None:
+    """Give every file to the next id, owner and group.
+
+    In an unprivileged user's namespace the image's root is then the first subordinate id, which is the sandboxes'
+    root, and no longer the user.
+
+    Args:
+        folder: The unpacked files.
+        owners: ``NAME=ID`` for what is to belong to somebody else; the user could not say so before.
+    """
+    _shift(folder, os.lstat(folder), None)
+    seen: set[tuple[int, int]] = set()
+    for _, folders, files, descriptor in os.fwalk(folder, follow_symlinks=False):
+        for name in (*folders, *files):
+            found = os.stat(name, dir_fd=descriptor, follow_symlinks=False)
+            key = (found.st_dev, found.st_ino)
+            if found.st_nlink > 1 and not stat.S_ISDIR(found.st_mode):
+                if key in seen:
+                    continue
+                seen.add(key)
+            _shift(name, found, descriptor)
+    for owner in owners:
+        name, _, number = owner.partition("=")
+        os.chown(os.path.join(folder, name), int(number) + 1, int(number) + 1, follow_symlinks=False)
+
+
+def _shift(name: str, found: os.stat_result, descriptor: int | None) -> None:
+    os.chown(name, found.st_uid + 1, found.st_gid + 1, dir_fd=descriptor, follow_symlinks=False)
+    if found.st_mode & (stat.S_ISUID | stat.S_ISGID) and not stat.S_ISLNK(found.st_mode):
+        # A new owner costs a file these bits.
+        os.chmod(name, stat.S_IMODE(found.st_mode), dir_fd=descriptor)
 
 
 def measure(folder: str, enough: int) -> int:
@@ -115,9 +149,11 @@ def _lift(top: int, name: str, serial: int) -> int:
 
 
 def _main(arguments: list[str]) -> None:
-    action, folder = arguments
+    action, folder, *more = arguments
     if action == "tidy":
         sys.stdout.write(f"{tidy(folder)}\n")
+    elif action == "shift":
+        shift(folder, *more)
     else:
         remove(folder)
 

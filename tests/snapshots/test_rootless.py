@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 from tests.images.layouts import entry, layer, write_layout
-
-USER_ID = 61234
+from tests.rootless import USER_ID, as_user
 
 PROGRAM = """
 import json, os, sys, trio
@@ -47,37 +43,8 @@ async def main():
 trio.run(main)
 """
 
-# Accounts and subordinate ids as the test wants them, seen by nothing but this test's processes.
-ENTER = """
-set -e
-for name in passwd subuid subgid; do mount --bind "$0/$name" /etc/$name; done
-exec setpriv --reuid "$1" --regid "$1" --clear-groups "$2" -c "$3" "$4" "$5"
-"""
-
-
-def _readable_python() -> tuple[str, dict[str, str]]:
-    """An interpreter that every user can run, and the environment with which it finds what this one finds."""
-    real = Path(sys.executable).resolve()
-    if all(folder.stat().st_mode & 0o005 == 0o005 for folder in real.parents):
-        return sys.executable, {}
-    return "/usr/bin/python3", {
-        "PYTHONPATH": os.pathsep.join(path for path in sys.path if "site-packages" in path)
-        + f"{os.pathsep}{Path(__file__).parents[2]}"
-    }
-
 
 def _as_user(tmp_path: Path, subordinate: str) -> dict[str, Any]:
-    tables = tmp_path / "tables"
-    tables.mkdir()
-    account = f"stranger:x:{USER_ID}:{USER_ID}::{tmp_path}/home:/bin/sh\n"
-    (tables / "passwd").write_text(Path("/etc/passwd").read_text() + account)
-    for name in ("subuid", "subgid"):
-        (tables / name).write_text(subordinate)
-    for name in ("state", "home"):
-        (tmp_path / name).mkdir()
-        os.chown(tmp_path / name, USER_ID, USER_ID)
-    for folder in (tmp_path, *tmp_path.parents[:2]):
-        folder.chmod(folder.stat().st_mode | 0o011)
     layout = write_layout(
         tmp_path / "layout",
         [
@@ -91,19 +58,8 @@ def _as_user(tmp_path: Path, subordinate: str) -> dict[str, Any]:
             )
         ],
     )
-    python, paths = _readable_python()
-    environment = {"PATH": os.environ["PATH"], "HOME": str(tmp_path / "home"), "LANG": "C.UTF-8", **paths}
-    arguments = [str(tables), str(USER_ID), python, PROGRAM, str(tmp_path / "state"), f"oci:{layout}"]
-    done = subprocess.run(
-        ["unshare", "--mount", "sh", "-c", ENTER, *arguments],
-        capture_output=True,
-        text=True,
-        timeout=100,
-        env=environment,
-        check=False,
-    )
+    done = as_user(tmp_path, subordinate, PROGRAM, str(tmp_path / "state"), f"oci:{layout}")
     assert done.returncode == 0, done.stderr
-    print(done.stdout)
     result: dict[str, Any] = json.loads(done.stdout)
     return result
 
@@ -111,8 +67,8 @@ def _as_user(tmp_path: Path, subordinate: str) -> dict[str, Any]:
 def test_with_subordinate_ids(tmp_path: Path) -> None:
     found = _as_user(tmp_path, f"stranger:{2**30}:65536\n")
     assert found["mapped"] is True
-    # Inside, root is the user and the ids from 1 on are the subordinate ones.
-    assert found["good"] == {"root-file": USER_ID, "user-file": 2**30 + 999, "closed": 2**30 + 6}
+    # Owners are the subordinate ids, as sandboxes have them; the user's own is nobody inside.
+    assert found["good"] == {"root-file": 2**30, "user-file": 2**30 + 1000, "closed": 2**30 + 7}
     assert found["attributes"] == ["user.note"]
     assert found["used"] >= 4096
     assert (found["opaque"], found["left"]) == ("y", [])

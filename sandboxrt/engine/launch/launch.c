@@ -38,6 +38,7 @@
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/mount.h>
+#include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
@@ -218,6 +219,10 @@ static int write_text(const char *path, const char *text)
 static _Noreturn void hold_namespace(int answer, const char *instances)
 {
 	char result = 'u';
+	/* Changing ids made it undumpable, and its files in /proc the host root's: an unprivileged user could not write the
+	 * maps. It holds nothing that others may not see. */
+	if (prctl(PR_SET_DUMPABLE, 1, 0, 0, 0) != 0)
+		_exit(1);
 	if (*instances != '\0' && write_text("/proc/sys/user/max_inotify_instances", instances) != 0)
 		result = 'f';
 	(void)write_text("/proc/sys/user/max_user_namespaces", "0"); /* seccomp refuses them too */
