@@ -70,6 +70,11 @@ class CommandSurroundings(Protocol):
         """Set when the sandbox has died or is being deleted."""
         ...
 
+    @property
+    def trees_known(self) -> bool:
+        """Whether the end of a process's tree can be told from the end of its leader."""
+        ...
+
     def end_frame(self) -> ErrorFrame:
         """What readers are told when the sandbox ended the command."""
         ...
@@ -261,8 +266,10 @@ class Command:
         await self._report()
         while not self.lifecycle.tree_empty:
             await self._step(process)
-        # Whoever still holds a pipe now got it from outside of the tree; the host does not wait for that.
-        await self._wait_until(self._streams_ended, self._settings.drain_grace_s)
+        # Whoever still holds a pipe now got it from outside of the tree; the host does not wait for that. Where trees
+        # are not known, the pipes are all that tells of a background child.
+        limit_s = self._settings.drain_grace_s if self._surroundings.trees_known else float("inf")
+        await self._wait_until(self._streams_ended, limit_s)
 
     async def _watch_leader(self, process: Process) -> None:
         self._leader = await process.wait()

@@ -18,7 +18,7 @@ import attrs
 import trio
 
 from sandboxrt.actors import RestartPolicy, sole_error, supervise
-from sandboxrt.engine.base import Container, ContainerSpec, Engine, Identity, Process
+from sandboxrt.engine.base import Container, ContainerSpec, Engine, Feature, Identity, Process
 from sandboxrt.errors import (
     ResourceAlreadyExistsError,
     ResourceCreationError,
@@ -420,6 +420,11 @@ class Sandbox:
         if self._launcher is None:
             raise StartError(self.end_frame())
         return await self._launcher.start(request)
+
+    @property
+    def trees_known(self) -> bool:
+        """Whether the end of a tree can be told from the end of its leader."""
+        return self._container is not None and Feature.TREE_KILL in self._container.features
 
     async def oom_kills(self) -> int:
         """The container's count of processes killed for lack of memory."""
