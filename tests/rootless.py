@@ -11,25 +11,34 @@ __all__ = ["USER_ID", "as_user"]
 
 USER_ID = 61234
 
-# Accounts and subordinate ids as the test wants them, seen by nothing but this test's processes.
+# Accounts and subordinate ids as the test wants them, and this interpreter's packages where everybody may read them:
+# seen by nothing but this test's processes.
 ENTER = """
 set -e
 for name in passwd subuid subgid; do mount --bind "$0/$name" /etc/$name; done
-user=$1 python=$2 program=$3
-shift 3
+while [ "$1" != -- ]; do mount --bind "$1" "$2"; shift 2; done
+user=$2 python=$3 program=$4
+shift 4
 exec setpriv --reuid "$user" --regid "$user" --clear-groups "$python" -c "$program" "$@"
 """
 
 
-def _readable_python() -> tuple[str, dict[str, str]]:
-    """An interpreter that every user can run, and the environment with which it finds what this one finds."""
+def _readable_python() -> str:
+    """An interpreter of this version that every user can run."""
     real = Path(sys.executable).resolve()
-    if all(folder.stat().st_mode & 0o005 == 0o005 for folder in real.parents):
-        return sys.executable, {}
-    return "/usr/bin/python3", {
-        "PYTHONPATH": os.pathsep.join(path for path in sys.path if "site-packages" in path)
-        + f"{os.pathsep}{Path(__file__).parents[1]}"
-    }
+    readable = all(folder.stat().st_mode & 0o005 == 0o005 for folder in real.parents)
+    return str(real) if readable else f"/usr/bin/python{sys.version_info.major}.{sys.version_info.minor}"
+
+
+def _packages(folder: Path) -> dict[str, Path]:
+    """This interpreter's packages and the project itself, by where they appear."""
+    found = [Path(path) for path in sys.path if path.endswith("site-packages")]
+    places = {}
+    for number, source in enumerate((*found, Path(__file__).parents[1])):
+        place = folder / f"packages{number}"
+        place.mkdir()
+        places[str(place)] = source
+    return places
 
 
 def as_user(
@@ -55,10 +64,18 @@ def as_user(
         os.chown(folder / name, USER_ID, USER_ID)
     for above in (folder, *folder.parents[:2]):
         above.chmod(above.stat().st_mode | 0o011)
-    python, paths = _readable_python()
-    environment = {"PATH": os.environ["PATH"], "HOME": str(folder / "home"), "LANG": "C.UTF-8", **paths}
+    places = _packages(folder)
+    environment = {
+        "PATH": os.environ["PATH"],
+        "HOME": str(folder / "home"),
+        "LANG": "C.UTF-8",
+        "PYTHONPATH": os.pathsep.join(places),
+        "PYTHONDONTWRITEBYTECODE": "1",
+    }
+    binds = [str(path) for place, source in places.items() for path in (source, place)]
+    user = ["--", str(USER_ID), _readable_python(), program, *arguments]
     return subprocess.run(
-        ["unshare", "--mount", "sh", "-c", ENTER, str(tables), str(USER_ID), python, program, *arguments],
+        ["unshare", "--mount", "sh", "-c", ENTER, str(tables), *binds, *user],
         capture_output=True,
         text=True,
         timeout=timeout_s,
