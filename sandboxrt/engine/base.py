@@ -197,10 +197,19 @@ class FileError(Exception):
 
 @attrs.frozen
 class FileStat:
-    """What is known of an open regular file: size in bytes, modification time in nanoseconds since the epoch."""
+    """What is known of an open regular file.
+
+    Attributes:
+        size_bytes: Its size.
+        mtime_ns: When its content was changed, in nanoseconds since the epoch; a program inside can set it freely.
+        ctime_ns: When anything of it was changed, likewise; nobody can set it.
+        inode: Which file it is: another one after it was replaced.
+    """
 
     size_bytes: int
     mtime_ns: int
+    ctime_ns: int = 0
+    inode: int = 0
 
 
 class OpenFile(Protocol):

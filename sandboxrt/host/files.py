@@ -1,4 +1,4 @@
-"""Whole files of a sandbox, read and written by its host.
+"""Files of a sandbox, read and written by its host.
 
 The engine resolves paths inside the container and says what went wrong in words of its own; here these become the
 public errors.
@@ -8,13 +8,17 @@ Source: protocol.md §3.2-3.4; README of the system, "File Operations".
 
 from __future__ import annotations
 
+import contextlib
 import posixpath
 from collections.abc import AsyncIterator
 
-from sandboxrt.engine.base import Container, FileError, FileErrorKind, Identity
+import attrs
+import trio
+
+from sandboxrt.engine.base import Container, FileError, FileErrorKind, FileStat, Identity, OpenFile
 from sandboxrt.errors import ResourceNotFoundError, SandboxOperationError, ValidationError
 
-__all__ = ["HOME", "read_file", "resolve_path", "write_file"]
+__all__ = ["HOME", "SandboxFile", "open_file", "read_file", "resolve_path", "write_file"]
 
 HOME = "/home/user/"
 """What relative paths are relative to."""
@@ -48,30 +52,69 @@ def resolve_path(path: str) -> str:
     return posixpath.join(HOME, path)
 
 
-async def read_file(container: Container, sandbox_name: str, path: str, identity: Identity) -> bytes:
-    """The whole content of a regular file.
+@attrs.frozen
+class SandboxFile:
+    """A regular file of a sandbox, open for reading until its block ends."""
+
+    path: str
+    _file: OpenFile
+
+    @property
+    def stat(self) -> FileStat:
+        """As of when it was opened."""
+        return self._file.stat
+
+    @property
+    def etag(self) -> str:
+        """A quoted text that is another one whenever the file is another one, or may have been changed."""
+        stat = self._file.stat
+        return f'"{stat.inode:x}-{stat.size_bytes:x}-{stat.mtime_ns:x}-{stat.ctime_ns:x}"'
+
+    async def read(self, offset: int, max_bytes: int = _CHUNK_BYTES) -> bytes:
+        """Up to ``max_bytes`` (a mebibyte) from ``offset``; empty at the end.
+
+        Raises:
+            SandboxOperationError: It cannot be read (any more).
+        """
+        try:
+            return await self._file.read(offset, max_bytes)
+        except FileError as error:
+            raise _public(error, "read", self.path) from error
+
+
+@contextlib.asynccontextmanager
+async def open_file(
+    container: Container, sandbox_name: str, path: str, identity: Identity
+) -> AsyncIterator[SandboxFile]:
+    """A regular file, open for reading; where it is replaced meanwhile, this one stays what it was.
 
     Raises:
         ResourceNotFoundError: There is no such file (``resource_type="file"``).
         SandboxOperationError: It cannot be read (``operation="read"``, ``error_type`` says why).
         ValidationError: The path is empty or contains a NUL character.
     """
-    resolved = resolve_path(path)
     try:
-        file = await container.open_file(resolved, identity)
-        try:
-            chunks = []
-            offset = 0
-            while chunk := await file.read(offset, _CHUNK_BYTES):
-                chunks.append(chunk)
-                offset += len(chunk)
-            return b"".join(chunks)
-        finally:
-            await file.aclose()
+        file = await container.open_file(resolve_path(path), identity)
     except FileError as error:
         if error.kind is FileErrorKind.NOT_FOUND:
             raise ResourceNotFoundError(f"File '{path}' not found in sandbox '{sandbox_name}'", "file") from error
         raise _public(error, "read", path) from error
+    try:
+        yield SandboxFile(path, file)
+    finally:
+        with trio.CancelScope(shield=True):
+            await file.aclose()
+
+
+async def read_file(container: Container, sandbox_name: str, path: str, identity: Identity) -> bytes:
+    """The whole content of a regular file; errors as :func:`open_file` says."""
+    chunks = []
+    offset = 0
+    async with open_file(container, sandbox_name, path, identity) as file:
+        while chunk := await file.read(offset):
+            chunks.append(chunk)
+            offset += len(chunk)
+    return b"".join(chunks)
 
 
 async def write_file(container: Container, path: str, content: AsyncIterator[bytes], identity: Identity) -> None:

@@ -28,6 +28,7 @@ from sandboxrt.errors import (
 )
 from sandboxrt.host.attachment import AnyAttachment
 from sandboxrt.host.config import HostConfig
+from sandboxrt.host.files import SandboxFile
 from sandboxrt.host.lifetime import check_ttl
 from sandboxrt.host.ports import SandboxRecords, Snapshots
 from sandboxrt.host.sandbox import Sandbox, SandboxStatus, Workshop, sandbox_dir
@@ -366,6 +367,12 @@ class Host:
     async def read_file(self, name: str, path: str) -> bytes:
         """The whole content of a file; errors as :func:`sandboxrt.host.files.read_file` says."""
         return await (await self.find(name)).read_file(path)
+
+    @contextlib.asynccontextmanager
+    async def open_file(self, name: str, path: str) -> AsyncIterator[SandboxFile]:
+        """A file, open for reading in pieces; errors as :func:`sandboxrt.host.files.open_file` says."""
+        async with (await self.find(name)).open_file(path) as file:
+            yield file
 
     async def write_file(self, name: str, path: str, content: AsyncIterator[bytes]) -> None:
         """Replace or make a file; errors as :func:`sandboxrt.host.files.write_file` says."""

@@ -29,7 +29,7 @@ from sandboxrt.errors import (
 from sandboxrt.host.attachment import AnyAttachment
 from sandboxrt.host.command import Command, StartError
 from sandboxrt.host.config import HostConfig
-from sandboxrt.host.files import read_file, resolve_path, write_file
+from sandboxrt.host.files import SandboxFile, open_file, read_file, resolve_path, write_file
 from sandboxrt.host.launch import Launcher
 from sandboxrt.host.lifetime import expiry
 from sandboxrt.host.ports import SandboxRecords, Snapshots
@@ -337,6 +337,17 @@ class Sandbox:
         with self._file_operation("read") as container:
             return await read_file(container, self.name, path, await self._file_owner("read"))
 
+    @contextlib.asynccontextmanager
+    async def open_file(self, path: str) -> AsyncIterator[SandboxFile]:
+        """A regular file, open for reading; errors as :func:`sandboxrt.host.files.open_file` says."""
+        resolve_path(path)
+        async with contextlib.AsyncExitStack() as stack:
+            stack.enter_context(self._busy_with_file())
+            with self._file_operation("read") as container:
+                opening = open_file(container, self.name, path, await self._file_owner("read"))
+                file = await stack.enter_async_context(opening)
+            yield file
+
     async def write_file(self, path: str, content: AsyncIterator[bytes]) -> None:
         """Replace or make a file; errors as :func:`sandboxrt.host.files.write_file` says."""
         resolve_path(path)
@@ -374,19 +385,25 @@ class Sandbox:
         return self._container, self._launcher
 
     @contextlib.contextmanager
-    def _file_operation(self, operation: str) -> Iterator[Container]:
-        container, _ = self._ready()
+    def _busy_with_file(self) -> Iterator[None]:
         self._file_operations += 1
         self.touch()
         try:
-            yield container
+            yield
+        finally:
+            self._file_operations -= 1
+            self.touch()
+
+    @contextlib.contextmanager
+    def _file_operation(self, operation: str) -> Iterator[Container]:
+        container, _ = self._ready()
+        try:
+            with self._busy_with_file():
+                yield container
         except (OSError, trio.BrokenResourceError) as error:
             if self.gone.is_set():
                 raise SandboxOperationError(self.end_frame().error, operation, self.end_frame().error_type) from error
             raise SandboxOperationError(f"Cannot {operation}: {error}", operation, "OSError") from error
-        finally:
-            self._file_operations -= 1
-            self.touch()
 
     async def _file_owner(self, operation: str) -> Identity:
         _, launcher = self._ready()

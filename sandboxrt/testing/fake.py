@@ -418,13 +418,14 @@ class FakeOpenFile:
     """Implements :class:`sandboxrt.engine.base.OpenFile`."""
 
     def __init__(self, file: File) -> None:
+        self._file = file
         self._data = bytes(file.data)
         self._mtime_ns = file.mtime_ns
 
     @property
     def stat(self) -> FileStat:
         """As of when it was opened."""
-        return FileStat(len(self._data), self._mtime_ns)
+        return FileStat(len(self._data), self._mtime_ns, self._mtime_ns, id(self._file))
 
     async def read(self, offset: int, max_bytes: int) -> bytes:
         """A piece of it."""

@@ -89,7 +89,8 @@ async def open_file(channel: InitChannel, path: str, identity: Identity) -> Init
     except SpawnFailedError as error:
         raise FileError(FileErrorKind.OTHER, path, str(error)) from error
     found = os.fstat(fd)
-    return InitOpenFile(path, FileStat(found.st_size, found.st_mtime_ns), fd, channel.file_limiter)
+    stat = FileStat(found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino)
+    return InitOpenFile(path, stat, fd, channel.file_limiter)
 
 
 async def replace_file(channel: InitChannel, path: str, content: AsyncIterator[bytes], identity: Identity) -> None:
