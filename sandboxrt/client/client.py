@@ -13,6 +13,7 @@ from typing import Any, Literal, NoReturn, Self
 import attrs
 import trio
 
+from sandboxrt.client.context import require_trio
 from sandboxrt.client.owner import Owner
 from sandboxrt.client.sandbox import DELETE_S, AsyncSandbox, AsyncSandboxCreation
 from sandboxrt.client.transport.base import Transport
@@ -343,6 +344,7 @@ class AsyncSandboxClient:
     async def __aenter__(self) -> Self:
         if self._owner is not None:
             raise RuntimeError("this client is open already; make another one")
+        require_trio()
         async with contextlib.AsyncExitStack() as stack:
             transport = await stack.enter_async_context(LocalTransport.open(self._config, self._engine))
             nursery = await stack.enter_async_context(trio.open_nursery())

@@ -51,9 +51,9 @@ class AsyncOutputIterator:
     def _take(self) -> OutputChunk | None:
         return None if self._closed or self._detachments != self._session.detachments else self._session.take()
 
-    async def _fill(self) -> None:
+    async def _fill(self, chunks: int = 1) -> None:
         if not self._closed and self._detachments == self._session.detachments:
-            await self._session.fill()
+            await self._session.fill(chunks)
             self._session.raise_failure()
 
     async def aclose(self) -> None:

@@ -23,6 +23,8 @@ __all__ = ["AsyncSandbox", "AsyncSandboxCreation"]
 DELETE_S = 30.0
 """How long leaving a sandbox waits for its deletion; what is left then goes with the client."""
 _WRITE_CHUNK_BYTES = 1024 * 1024
+_CALLBACK_BATCH = 16
+"""Chunks that one visit to another thread's callbacks takes along."""
 
 
 class AsyncSandbox:
@@ -411,7 +413,7 @@ async def _complete(
     try:
         if on_stdout is not None or on_stderr is not None:
             while not session.ended:
-                await session.fill()
+                await session.fill(_CALLBACK_BATCH)
                 await run_callbacks(partial(_call_back, session, on_stdout, on_stderr))
         return await session.result()
     except BaseException:

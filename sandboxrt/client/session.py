@@ -150,8 +150,11 @@ class CommandSession:
         """How far the user has read ``stream``, in bytes. From any thread."""
         return self._taken[stream]
 
-    async def fill(self) -> None:
+    async def fill(self, chunks: int = 1) -> None:
         """Wait until a chunk is ready, the end is known, or ``detach`` was called.
+
+        Args:
+            chunks: Take in up to so many, as far as they are there already.
 
         Raises:
             SandboxClientError: The connection is lost for good, or the command cannot be found any more.
@@ -166,8 +169,18 @@ class CommandSession:
             detachments = self.detachments
             while not self._ready and self._end is None and detachments == self.detachments:
                 await self._receive()
+            if chunks > 1:
+                await self._receive_more(chunks, detachments)
         finally:
             self._receiving.release()
+
+    async def _receive_more(self, chunks: int, detachments: int) -> None:
+        with trio.CancelScope() as scope:
+            scope.deadline = trio.current_time()  # takes effect where a receive has to wait, and not before
+            while len(self._ready) < chunks and self._end is None and self._attachment is not None:
+                if detachments != self.detachments:
+                    break
+                await self._receive()
 
     async def result(self) -> ExecutionResult:
         """Receive the rest and return the whole; the same answer, or error, each time.
