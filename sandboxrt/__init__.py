@@ -49,6 +49,7 @@ from sandboxrt.models import (
     RunConfig,
     Snapshot,
 )
+from sandboxrt.sync import CommandHandle, OutputIterator, Sandbox, SandboxClient
 
 __all__ = [
     "DEFAULT_LIMITS",
@@ -59,6 +60,7 @@ __all__ = [
     "AsyncSandboxClient",
     "AsyncSandboxCreation",
     "ClientClosedError",
+    "CommandHandle",
     "CommandNotFoundError",
     "CommandTimeoutError",
     "DataplaneNotConfiguredError",
@@ -70,6 +72,7 @@ __all__ = [
     "IsolationReport",
     "Limits",
     "OutputChunk",
+    "OutputIterator",
     "OutputLostError",
     "QuotaExceededError",
     "ResourceAlreadyExistsError",
@@ -80,8 +83,10 @@ __all__ = [
     "ResourceStatus",
     "ResourceTimeoutError",
     "RunConfig",
+    "Sandbox",
     "SandboxAPIError",
     "SandboxAuthenticationError",
+    "SandboxClient",
     "SandboxClientError",
     "SandboxConnectTimeoutError",
     "SandboxConnectionError",

@@ -20,6 +20,7 @@ LEVELS = {
     "store": 4,
     "host": 5,
     "client": 6,
+    "bridge": 7,
     "server": 7,
     "cli": 7,
     "testing": 7,

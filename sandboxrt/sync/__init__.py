@@ -1,1 +1,12 @@
-"""The blocking client, generated from the trio one."""
+"""The blocking client.
+
+Generated from sandboxrt/client by tools/gen_facades.py: do not edit.
+"""
+
+from __future__ import annotations
+
+from sandboxrt.sync.client import SandboxClient
+from sandboxrt.sync.command import CommandHandle, OutputIterator
+from sandboxrt.sync.sandbox import Sandbox
+
+__all__ = ["CommandHandle", "OutputIterator", "Sandbox", "SandboxClient"]

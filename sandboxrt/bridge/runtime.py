@@ -1,0 +1,155 @@
+"""The thread that runs trio for callers that do not: one a process, from first use until the interpreter exits."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import threading
+from collections.abc import Callable
+from typing import Protocol
+
+import trio
+
+from sandboxrt.errors import ClientClosedError
+
+__all__ = ["CLOSE_S", "Pending", "Runtime", "current_runtime", "unwrap"]
+
+CLOSE_S = 60.0
+"""How long the end of a client may take before its caller goes on without it."""
+
+_EXITING = "the interpreter is exiting, and every sandbox of this process was deleted"
+
+
+class Pending(Protocol):
+    """Somebody waits for this; when the run ends first, they are told."""
+
+    def fail(self, error: BaseException) -> None:
+        """Tell whoever waits. From any thread."""
+        ...
+
+
+class Runtime:
+    """A trio run in a daemon thread. Belongs to the process that started it.
+
+    Attributes:
+        pid: That process.
+        nursery: Owns the clients' tasks.
+    """
+
+    def __init__(self) -> None:
+        self.pid: int = os.getpid()
+        self.nursery: trio.Nursery | None = None
+        self._token: trio.lowlevel.TrioToken | None = None
+        self._stop = trio.Event()
+        self._ready = threading.Event()
+        self._ended = False
+        self._pending: set[Pending] = set()
+        self._thread = threading.Thread(target=self._run, name="sandboxrt", daemon=True)
+
+    @property
+    def usable(self) -> bool:
+        """Whether it takes work in this process."""
+        return not self._ended and not self._stop.is_set() and self.pid == os.getpid()
+
+    def start(self) -> None:
+        """Start the thread, and wait until it takes work."""
+        self._thread.start()
+        self._ready.wait()
+
+    def expect(self, pending: Pending) -> None:
+        """Fail ``pending`` if the run ends before :meth:`forget`. From any thread."""
+        self._pending.add(pending)
+
+    def forget(self, pending: Pending) -> None:
+        """It has its answer. From any thread."""
+        self._pending.discard(pending)
+
+    def post(self, function: Callable[[], object]) -> None:
+        """Call ``function`` in the run, soon and in order. From any thread, signal handler and ``__del__``.
+
+        Raises:
+            ClientClosedError: The run has ended.
+        """
+        try:
+            if self._token is None:
+                raise trio.RunFinishedError
+            self._token.run_sync_soon(function)
+        except trio.RunFinishedError:
+            raise ClientClosedError(_EXITING) from None
+
+    def close(self) -> None:
+        """End the run: what is open is closed, every sandbox deleted. Starts no thread; waits ``CLOSE_S`` at most."""
+        if self.pid != os.getpid() or self._ended:
+            return
+        try:
+            self.post(self._stop.set)
+        except ClientClosedError:
+            return
+        self._thread.join(CLOSE_S)
+
+    def _run(self) -> None:
+        try:
+            trio.run(self._main)
+        finally:
+            self._ended = True
+            self._ready.set()
+            for pending in list(self._pending):
+                pending.fail(ClientClosedError(_EXITING))
+
+    async def _main(self) -> None:
+        async with trio.open_nursery() as nursery:
+            self.nursery = nursery
+            self._token = trio.lowlevel.current_trio_token()
+            self._ready.set()
+            await self._stop.wait()
+            nursery.cancel_scope.cancel()
+
+
+_lock = threading.Lock()
+_runtime: Runtime | None = None
+_exiting = False
+
+
+def current_runtime() -> Runtime:
+    """This process's run, started at the first call.
+
+    Raises:
+        ClientClosedError: The interpreter is exiting.
+    """
+    global _runtime
+    runtime = _runtime
+    if runtime is not None and runtime.usable:
+        return runtime
+    with _lock:
+        if _exiting:
+            raise ClientClosedError(_EXITING)
+        if _runtime is None or not _runtime.usable:
+            fresh = Runtime()
+            fresh.start()
+            _runtime = fresh
+        return _runtime
+
+
+def unwrap(error: BaseException) -> BaseException:
+    """The one error in groups of one."""
+    while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
+        error = error.exceptions[0]
+    return error
+
+
+def _at_exit() -> None:
+    global _exiting
+    _exiting = True
+    if _runtime is not None:
+        _runtime.close()
+
+
+def _after_fork() -> None:
+    # The thread stayed behind in the parent, and so may whoever held the lock.
+    global _lock, _runtime
+    _lock = threading.Lock()
+    _runtime = None
+
+
+atexit.register(_at_exit)
+os.register_at_fork(after_in_child=_after_fork)

@@ -1,0 +1,346 @@
+"""The classes of ``sandboxrt.client.client``, blocking.
+
+Generated from sandboxrt/client/client.py by tools/gen_facades.py: do not edit.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Literal
+
+from sandboxrt.bridge.blocking import BlockingClient
+from sandboxrt.bridge.portal import Portal
+from sandboxrt.client import client as _trio_client
+from sandboxrt.engine.base import Engine
+from sandboxrt.models import DEFAULT_LIMITS, DEFAULT_REQUIRE, Isolation, Limits, ResourceStatus, Snapshot
+from sandboxrt.sync.sandbox import Sandbox
+
+__all__ = ["SandboxClient"]
+
+
+class SandboxClient(BlockingClient[_trio_client.AsyncSandboxClient]):
+    """Creates sandboxes and looks after them. Use it as ``with SandboxClient() as client``.
+
+    The host runs inside this process, and its sandboxes end with the block, however it ends.
+
+    Works without ``with`` too: its first use opens it, ``close`` or the end of the program closes it.
+
+    Args:
+        api_endpoint: A server's base URL. This version has no remote mode: see Raises.
+        timeout: Seconds for control calls to a server; no use when embedded.
+        api_key: A server's key, likewise.
+        max_retries: Retries of calls to a server, likewise.
+        headers: Headers for calls to a server, likewise.
+        mode: ``"embedded"`` whatever the environment says; by default an endpoint or a key, given here or in
+            ``LANGSMITH_ENDPOINT``, ``LANGCHAIN_ENDPOINT``, ``LANGSMITH_API_KEY`` or ``LANGCHAIN_API_KEY``, mean
+            ``"remote"``.
+        state_dir: Folder for snapshots and sandboxes; several processes may share it.
+        runtime: OCI runtime, by name or path; ``crun`` by default.
+        limits: What a sandbox may use when its creation names no limits.
+        require: Isolation without which no sandbox is created.
+        allow_unenforced_limits: Accept limits that this host cannot enforce.
+        engine: What runs sandboxes instead of an OCI runtime, e.g. ``sandboxrt.testing``'s fake.
+
+    Raises:
+        SandboxClientError: Remote mode was chosen, which this version does not have; pass ``mode="embedded"`` or unset
+            the variable that the message names.
+
+    Interruption: Leaving the block deletes every sandbox; that is shielded and bounded.
+    """
+
+    def __init__(
+        self,
+        *,
+        api_endpoint: str | None = None,
+        timeout: float = 10.0,
+        api_key: str | None = None,
+        max_retries: int = 3,
+        headers: Mapping[str, str] | None = None,
+        mode: Literal["embedded", "remote"] | None = None,
+        state_dir: str | os.PathLike[str] | None = None,
+        runtime: str | None = None,
+        limits: Limits = DEFAULT_LIMITS,
+        require: frozenset[Isolation] = DEFAULT_REQUIRE,
+        allow_unenforced_limits: bool = False,
+        engine: Engine | None = None,
+    ) -> None:
+        self._inner = _trio_client.AsyncSandboxClient(
+            api_endpoint=api_endpoint,
+            timeout=timeout,
+            api_key=api_key,
+            max_retries=max_retries,
+            headers=headers,
+            mode=mode,
+            state_dir=state_dir,
+            runtime=runtime,
+            limits=limits,
+            require=require,
+            allow_unenforced_limits=allow_unenforced_limits,
+            engine=engine,
+        )
+        self._portal = Portal(self._inner)
+
+    @property
+    def mode(self) -> Literal["embedded", "remote"]:
+        """Where sandboxes run: in this process, or on a server."""
+        return self._inner.mode
+
+    def sandbox(
+        self,
+        snapshot_id: str | None = None,
+        *,
+        snapshot_name: str | None = None,
+        name: str | None = None,
+        timeout: float = 30,
+        ttl_seconds: int | None = None,
+        idle_ttl_seconds: int | None = None,
+        vcpus: float | None = None,
+        mem_bytes: int | None = None,
+        fs_capacity_bytes: int | None = None,
+        env: Mapping[str, str] | None = None,
+        limits: Limits | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> Sandbox:
+        """A sandbox that is deleted when its block ends: ``with client.sandbox() as sb``.
+
+        The arguments and errors are those of :meth:`create_sandbox`.
+        """
+        return Sandbox._of(
+            self._call(
+                lambda: self._inner.sandbox(
+                    snapshot_id,
+                    snapshot_name=snapshot_name,
+                    name=name,
+                    timeout=timeout,
+                    ttl_seconds=ttl_seconds,
+                    idle_ttl_seconds=idle_ttl_seconds,
+                    vcpus=vcpus,
+                    mem_bytes=mem_bytes,
+                    fs_capacity_bytes=fs_capacity_bytes,
+                    env=env,
+                    limits=limits,
+                    headers=headers,
+                )
+            ),
+            self._portal,
+        )
+
+    def create_sandbox(
+        self,
+        snapshot_id: str | None = None,
+        *,
+        snapshot_name: str | None = None,
+        name: str | None = None,
+        timeout: float = 30,
+        wait_for_ready: bool = True,
+        ttl_seconds: int | None = None,
+        idle_ttl_seconds: int | None = None,
+        vcpus: float | None = None,
+        mem_bytes: int | None = None,
+        fs_capacity_bytes: int | None = None,
+        env: Mapping[str, str] | None = None,
+        limits: Limits | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> Sandbox:
+        """Create a sandbox to keep until it is deleted or the client closes.
+
+        Args:
+            snapshot_id: What to start from; with ``snapshot_name`` left out too, the built-in ``host`` snapshot.
+            snapshot_name: The newest ready snapshot of that name.
+            name: Unique on the host; made up if left out.
+            timeout: Seconds until creation is given up.
+            wait_for_ready: ``False`` returns at once, with status ``provisioning``.
+            ttl_seconds: Longest lifetime, a multiple of 60; 0 = none.
+            idle_ttl_seconds: Lifetime without activity, likewise.
+            vcpus: CPU limit; overrides ``limits``.
+            mem_bytes: Memory limit in bytes; overrides ``limits``.
+            fs_capacity_bytes: Disk size in bytes; overrides ``limits``. With neither, the snapshot's own size.
+            env: Environment of its commands.
+            limits: Everything that it may use.
+            headers: For a server.
+
+        Raises:
+            ValueError: An argument, or two together, make no sense; the message names them.
+            IsolationError: This host gives less isolation than required.
+            ResourceCreationError: It could not be started; the message has the reason.
+            ResourceNotFoundError: There is no such snapshot.
+            ResourceTimeoutError: It was not ready in time.
+
+        Interruption: atomic; what had been made is deleted, shielded and bounded.
+
+        Source: protocol.md §2.3.
+        """
+        return Sandbox._of(
+            self._call(
+                lambda: self._inner.create_sandbox(
+                    snapshot_id,
+                    snapshot_name=snapshot_name,
+                    name=name,
+                    timeout=timeout,
+                    wait_for_ready=wait_for_ready,
+                    ttl_seconds=ttl_seconds,
+                    idle_ttl_seconds=idle_ttl_seconds,
+                    vcpus=vcpus,
+                    mem_bytes=mem_bytes,
+                    fs_capacity_bytes=fs_capacity_bytes,
+                    env=env,
+                    limits=limits,
+                    headers=headers,
+                )
+            ),
+            self._portal,
+        )
+
+    def get_sandbox(self, name: str, *, headers: Mapping[str, str] | None = None) -> Sandbox:
+        """An existing sandbox by name. Raises :class:`~sandboxrt.errors.ResourceNotFoundError`."""
+        return Sandbox._of(self._call(lambda: self._inner.get_sandbox(name, headers=headers)), self._portal)
+
+    def get_sandbox_status(self, name: str, *, headers: Mapping[str, str] | None = None) -> ResourceStatus:
+        """How far a sandbox is. Raises :class:`~sandboxrt.errors.ResourceNotFoundError`."""
+        return self._call(lambda: self._inner.get_sandbox_status(name, headers=headers))
+
+    def wait_for_sandbox(
+        self, name: str, *, timeout: float = 120, poll_interval: float = 1.0, headers: Mapping[str, str] | None = None
+    ) -> Sandbox:
+        """Wait until a sandbox is ready.
+
+        Raises:
+            ResourceCreationError: It failed; the message says why.
+            ResourceTimeoutError: It was not ready after ``timeout`` seconds.
+        """
+        return Sandbox._of(
+            self._call(
+                lambda: self._inner.wait_for_sandbox(
+                    name, timeout=timeout, poll_interval=poll_interval, headers=headers
+                )
+            ),
+            self._portal,
+        )
+
+    def list_sandboxes(self, *, headers: Mapping[str, str] | None = None) -> list[Sandbox]:
+        """Every sandbox of this client."""
+        return [
+            Sandbox._of(each, self._portal) for each in self._call(lambda: self._inner.list_sandboxes(headers=headers))
+        ]
+
+    def update_sandbox(
+        self,
+        name: str,
+        *,
+        new_name: str | None = None,
+        ttl_seconds: int | None = None,
+        idle_ttl_seconds: int | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> Sandbox:
+        """Rename a sandbox or change its lifetimes; ``None`` leaves as is, a TTL of 0 disables it.
+
+        Raises:
+            ResourceNameConflictError: The new name is taken.
+        """
+        return Sandbox._of(
+            self._call(
+                lambda: self._inner.update_sandbox(
+                    name, new_name=new_name, ttl_seconds=ttl_seconds, idle_ttl_seconds=idle_ttl_seconds, headers=headers
+                )
+            ),
+            self._portal,
+        )
+
+    def delete_sandbox(self, name: str, *, headers: Mapping[str, str] | None = None) -> None:
+        """Delete a sandbox and everything in it. Raises :class:`~sandboxrt.errors.ResourceNotFoundError`."""
+        self._call(lambda: self._inner.delete_sandbox(name, headers=headers))
+
+    def create_snapshot(
+        self,
+        name: str,
+        docker_image: str,
+        fs_capacity_bytes: int,
+        *,
+        registry_url: str | None = None,
+        registry_username: str | None = None,
+        registry_password: str | None = None,
+        tls_verify: bool | None = None,
+        timeout: float = 60,
+        headers: Mapping[str, str] | None = None,
+    ) -> Snapshot:
+        """Build a snapshot from a container image, and wait until it is ready.
+
+        Args:
+            name: Its name.
+            docker_image: ``python:3.12-slim``, ``registry.example/team/image:tag``, ``oci:DIR[:TAG]`` or
+                ``docker-archive:FILE[:REF]``.
+            fs_capacity_bytes: Disk size of its sandboxes where they name none.
+            registry_url: A registry to take short names from.
+            registry_username: For a registry that asks.
+            registry_password: For a registry that asks; never shown, never stored.
+            tls_verify: ``False`` accepts a registry without TLS.
+            timeout: Seconds to wait; the build goes on when they are over.
+            headers: For a server.
+
+        Raises:
+            ResourceCreationError: It failed (``error_type`` is ``ImagePull`` where it was the image); the message has
+                the tool's reason.
+            ResourceTimeoutError: It was not ready in time; ``wait_for_snapshot`` waits on.
+
+        Source: protocol.md §2.5.
+        """
+        return self._call(
+            lambda: self._inner.create_snapshot(
+                name,
+                docker_image,
+                fs_capacity_bytes,
+                registry_url=registry_url,
+                registry_username=registry_username,
+                registry_password=registry_password,
+                tls_verify=tls_verify,
+                timeout=timeout,
+                headers=headers,
+            )
+        )
+
+    def get_snapshot(self, snapshot_id: str, *, headers: Mapping[str, str] | None = None) -> Snapshot:
+        """A snapshot by id. Raises :class:`~sandboxrt.errors.ResourceNotFoundError`."""
+        return self._call(lambda: self._inner.get_snapshot(snapshot_id, headers=headers))
+
+    def list_snapshots(
+        self,
+        *,
+        name_contains: str | None = None,
+        limit: int | None = None,
+        offset: int | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> list[Snapshot]:
+        """A page of snapshots, newest first.
+
+        Args:
+            name_contains: Part of the name, whatever its case.
+            limit: 1 to 500; 50 if left out.
+            offset: How many to pass over.
+            headers: For a server.
+
+        Raises:
+            ValidationError: ``limit`` or ``offset`` is out of range.
+        """
+        return self._call(
+            lambda: self._inner.list_snapshots(name_contains=name_contains, limit=limit, offset=offset, headers=headers)
+        )
+
+    def delete_snapshot(self, snapshot_id: str, *, headers: Mapping[str, str] | None = None) -> None:
+        """Delete a snapshot. Raises :class:`~sandboxrt.errors.ResourceInUseError` while sandboxes use it."""
+        self._call(lambda: self._inner.delete_snapshot(snapshot_id, headers=headers))
+
+    def wait_for_snapshot(
+        self,
+        snapshot_id: str,
+        *,
+        timeout: float = 300,
+        poll_interval: float = 2.0,
+        headers: Mapping[str, str] | None = None,
+    ) -> Snapshot:
+        """Wait until a snapshot is ready. Raises as :meth:`create_snapshot`."""
+        return self._call(
+            lambda: self._inner.wait_for_snapshot(
+                snapshot_id, timeout=timeout, poll_interval=poll_interval, headers=headers
+            )
+        )
