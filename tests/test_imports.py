@@ -14,6 +14,7 @@ LEVELS = {
     "errors": 0,
     "models": 1,
     "protocol": 2,
+    "threads": 3,
     "actors": 3,
     "engine": 4,
     "snapshots": 4,

@@ -20,6 +20,7 @@ import trio
 
 from sandboxrt.engine.cgroup_events import CgroupEvents, read_flags, wait_for
 from sandboxrt.engine.hierarchy import FREEZER, LIMITING, Hierarchy
+from sandboxrt.threads import run_blocking
 
 __all__ = ["CgroupCommandGroup", "SandboxCgroups", "Usage"]
 
@@ -42,7 +43,7 @@ async def _in_thread(function: Callable[[], T]) -> T:
     except LookupError:
         limiter = trio.CapacityLimiter(_THREADS)
         _limiters.set(limiter)
-    return await trio.to_thread.run_sync(function, limiter=limiter)
+    return await run_blocking(limiter, function)
 
 
 def _write(path: Path, text: str) -> None:

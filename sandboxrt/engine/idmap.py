@@ -20,6 +20,8 @@ from pathlib import Path
 import attrs
 import trio
 
+from sandboxrt.threads import run_blocking
+
 __all__ = [
     "UID_BLOCK_BASE",
     "UID_BLOCK_COUNT",
@@ -127,7 +129,7 @@ class UsernsFds:
         except LookupError:
             limiter = trio.CapacityLimiter(_THREADS)
             _limiters.set(limiter)
-        return await trio.to_thread.run_sync(self._open, write_maps, limiter=limiter)
+        return await run_blocking(limiter, lambda: self._open(write_maps))
 
     def _open(self, write_maps: Callable[[int], None]) -> int:
         ours, theirs = socket.socketpair()

@@ -51,6 +51,7 @@ from sandboxrt.engine.probe import LAUNCH_SOURCE, HostProbe, probe_host
 from sandboxrt.engine.remove_tree import remove_tree
 from sandboxrt.errors import EngineUnavailableError, IsolationError, ResourceCreationError
 from sandboxrt.models import Isolation, IsolationReport
+from sandboxrt.threads import run_blocking
 
 __all__ = ["OciContainer", "OciEngine"]
 
@@ -143,7 +144,7 @@ class _Remains:
             return
         backing = Path(f"/sys/block/loop{self.loop}/loop/backing_file")
         pause_s = 0.0005
-        while await trio.to_thread.run_sync(_holds, backing, self.image):
+        while await run_blocking(None, functools.partial(_holds, backing, self.image)):
             await trio.sleep(pause_s)
             pause_s = min(2 * pause_s, 0.1)
 

@@ -45,6 +45,7 @@ from sandboxrt.engine.launch import __file__ as _launch_package
 from sandboxrt.engine.remove_tree import remove_tree
 from sandboxrt.errors import EngineUnavailableError, ResourceCreationError
 from sandboxrt.models import IsolationReport, Limits
+from sandboxrt.threads import run_blocking
 
 __all__ = ["FIRST_SUBORDINATE_ID", "LAUNCH_SOURCE", "HostProbe", "find_runtime", "probe_host", "write_own_maps"]
 
@@ -87,7 +88,7 @@ async def _in_thread(function: Callable[[], T]) -> T:
     except LookupError:
         limiter = trio.CapacityLimiter(4)
         _threads.set(limiter)
-    return await trio.to_thread.run_sync(function, limiter=limiter)
+    return await run_blocking(limiter, function)
 
 
 async def probe_host(runtime: str, state_dir: Path, *, fresh: bool = False) -> HostProbe:

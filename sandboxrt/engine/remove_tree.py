@@ -11,6 +11,8 @@ from pathlib import Path
 import attrs
 import trio
 
+from sandboxrt.threads import run_blocking
+
 __all__ = ["remove_tree"]
 
 _OPEN = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
@@ -38,7 +40,7 @@ async def remove_tree(path: Path) -> None:
     except LookupError:
         limiter = trio.CapacityLimiter(_THREADS)
         _limiters.set(limiter)
-    await trio.to_thread.run_sync(_remove, path, limiter=limiter)
+    await run_blocking(limiter, lambda: _remove(path))
 
 
 def _remove(path: Path) -> None:

@@ -10,6 +10,8 @@ from pathlib import Path
 import attrs
 import trio
 
+from sandboxrt.threads import run_blocking
+
 __all__ = ["SpillFile", "SpillQuota"]
 
 
@@ -61,14 +63,14 @@ class SpillFile:
             if not self._quota.take(size - self._size):
                 raise OSError("the spill quota of the sandbox is used up")
             self._size = size
-            await trio.to_thread.run_sync(self._write, pieces, limiter=self._limiter)
+            await run_blocking(self._limiter, lambda: self._write(pieces))
 
     async def read(self, pieces: Iterable[tuple[int, int]]) -> bytes:
         """The bytes at the given (position, length) places, joined; shorter if the file is closed or damaged."""
         async with self._lock:
             if self._fd < 0:
                 return b""
-            return await trio.to_thread.run_sync(self._read, tuple(pieces), limiter=self._limiter)
+            return await run_blocking(self._limiter, lambda: self._read(tuple(pieces)))
 
     async def aclose(self) -> None:
         """Free the file. Idempotent; shielded, as long as the kernel takes to drop its pages."""
@@ -79,7 +81,7 @@ class SpillFile:
                 self._quota.give_back(self._size)
                 self._size = 0
                 if fd >= 0:
-                    await trio.to_thread.run_sync(os.close, fd, limiter=self._limiter)
+                    await run_blocking(self._limiter, lambda: os.close(fd))
 
     def _write(self, pieces: tuple[tuple[int, bytes], ...]) -> None:
         if self._fd < 0:

@@ -6,13 +6,12 @@ import contextlib
 import errno
 import os
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Final, TypeVar
 
-import trio
-
 from sandboxrt.errors import SandboxClientError
+from sandboxrt.threads import run_blocking
 
 __all__ = ["SCHEMA_VERSION", "connect", "migrate", "naming", "run_blocking", "transaction"]
 
@@ -68,28 +67,6 @@ _MIGRATIONS: Final[tuple[tuple[str, ...], ...]] = (
 """One tuple of statements a schema version. Append only: a state folder in the field has run those before."""
 
 SCHEMA_VERSION: Final = len(_MIGRATIONS)
-
-
-async def run_blocking(limiter: trio.CapacityLimiter, function: Callable[[], T]) -> T:
-    """Run ``function`` in a worker thread, or right here when the interpreter exits and starts no more threads.
-
-    Cancellation: before the start only.
-    """
-    started = False
-
-    def call() -> T:
-        nonlocal started
-        started = True
-        return function()
-
-    try:
-        return await trio.to_thread.run_sync(call, limiter=limiter)
-    except RuntimeError:
-        # Python 3.12 and later refuse new threads once the interpreter shuts down. What is left to do then is the
-        # clean-up of this process, and blocking its last task for a moment harms nobody.
-        if started:
-            raise
-        return function()
 
 
 def connect(path: Path) -> sqlite3.Connection:

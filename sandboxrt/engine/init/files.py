@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import AsyncIterator
+from functools import partial
 from typing import TYPE_CHECKING
 
 import attrs
@@ -14,6 +15,7 @@ from sandboxrt.engine.base import FileError, FileErrorKind, FileStat, Identity, 
 from sandboxrt.engine.init.fds import FdSet, check_regular_file
 from sandboxrt.engine.init.gate import Message, RecordSocket
 from sandboxrt.engine.init.wire import InitProtocolError, Record, RecordKind, Request, RequestKind, Stage, pack_strings
+from sandboxrt.threads import run_blocking
 
 if TYPE_CHECKING:
     from sandboxrt.engine.init.channel import InitChannel
@@ -57,7 +59,7 @@ class InitOpenFile:
             raise trio.ClosedResourceError("the file was closed")
         self._readers += 1
         try:
-            return await trio.to_thread.run_sync(os.pread, self._fd, max_bytes, offset, limiter=self._limiter)
+            return await run_blocking(self._limiter, lambda: os.pread(self._fd, max_bytes, offset))
         except OSError as error:
             raise _file_error(self.path, error.errno or 0) from error
         finally:
@@ -122,7 +124,7 @@ async def replace_file(channel: InitChannel, path: str, content: AsyncIterator[b
 async def _write(fd: int, path: str, content: AsyncIterator[bytes], limiter: trio.CapacityLimiter) -> None:
     async for chunk in content:
         try:
-            await trio.to_thread.run_sync(_write_all, fd, chunk, limiter=limiter)
+            await run_blocking(limiter, partial(_write_all, fd, chunk))
         except OSError as error:
             raise _file_error(path, error.errno or 0) from error
 

@@ -13,6 +13,8 @@ from pathlib import Path
 import attrs
 import trio
 
+from sandboxrt.threads import run_blocking
+
 __all__ = ["Finished", "run_launcher"]
 
 _FIRST_COPY = 100
@@ -142,7 +144,7 @@ async def _answer(pid: int, sock: socket.socket, write_maps: Callable[[int], Non
     await trio.lowlevel.wait_readable(sock)
     try:
         if sock.recv(1) == b"u":
-            await trio.to_thread.run_sync(write_maps, pid)
+            await run_blocking(None, lambda: write_maps(pid))
             sock.send(b"m")
     finally:
         sock.close()
