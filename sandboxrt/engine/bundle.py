@@ -41,18 +41,24 @@ Unlike container engines: no ``MKNOD`` and ``AUDIT_WRITE`` (useless in a user na
 MASKED_PATHS: tuple[str, ...] = (
     "/proc/acpi",
     "/proc/asound",
+    "/proc/cmdline",
+    "/proc/diskstats",
     "/proc/interrupts",
     "/proc/kallsyms",
     "/proc/kcore",
     "/proc/keys",
     "/proc/latency_stats",
+    "/proc/partitions",
     "/proc/sched_debug",
     "/proc/scsi",
     "/proc/sysrq-trigger",
     "/proc/timer_list",
     "/proc/timer_stats",
     "/proc/vmallocinfo",
+    "/sys/block",
+    "/sys/class/block",
     "/sys/dev/block",
+    "/sys/devices/virtual/block",
     "/sys/devices/virtual/powercap",
     "/sys/firmware",
     "/sys/fs/bpf",
@@ -60,7 +66,8 @@ MASKED_PATHS: tuple[str, ...] = (
     "/sys/kernel",
     "/sys/module",
 )
-"""Not visible: they tell about the host, or were the way out of containers before."""
+"""Not visible: they tell about the host, or were the way out of containers before. Block devices tell most: a loop
+device names its file, so every sandbox's disk, and counts what is read and written there."""
 
 READONLY_PATHS: tuple[str, ...] = ("/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys")
 
