@@ -74,6 +74,9 @@ READONLY_PATHS: tuple[str, ...] = ("/proc/bus", "/proc/fs", "/proc/irq", "/proc/
 _CPU_PERIOD_US = 100_000
 _MIN_CPU_QUOTA_US = 1_000
 _SHM_BYTES = 64 * 1024**2
+_MAX_TERMINALS = 64
+"""Terminals of one sandbox. The kernel has some 3,000 for all containers together (``kernel.pty.max``)."""
+_PTS_OPTIONS = ("newinstance", "ptmxmode=0666", "mode=0620", "gid=5", f"max={_MAX_TERMINALS}")
 
 
 @attrs.frozen(kw_only=True)
@@ -137,9 +140,7 @@ def _mounts(plan: BundlePlan) -> list[dict[str, Any]]:
     mounts = [
         _mount("/proc", "proc", "proc", *quiet),
         _mount("/dev", "tmpfs", "tmpfs", "nosuid", "noexec", "strictatime", "mode=755", "size=64k"),
-        _mount(
-            "/dev/pts", "devpts", "devpts", "nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"
-        ),
+        _mount("/dev/pts", "devpts", "devpts", "nosuid", "noexec", *_PTS_OPTIONS),
         _mount("/dev/shm", "tmpfs", "shm", *quiet, "mode=1777", f"size={_SHM_BYTES}"),  # noqa: S108
         _mount("/dev/mqueue", "mqueue", "mqueue", *quiet),
         _mount("/sys", "sysfs", "sysfs", *quiet, "ro"),
