@@ -42,7 +42,15 @@ from sandboxrt.protocol.exec import (
     StreamName,
 )
 
-__all__ = ["WireError", "decode_client", "decode_server", "encode_client", "encode_server", "parse_execute"]
+__all__ = [
+    "WireError",
+    "decode_client",
+    "decode_server",
+    "encode_client",
+    "encode_server",
+    "parse_execute",
+    "parse_reconnect",
+]
 
 DEFAULT_SHELL = "/bin/bash"
 """What clients send when their caller named no shell; an image without it gets ``/bin/sh`` then."""
@@ -204,7 +212,12 @@ def _run_config(fields: Mapping[str, Any]) -> tuple[str | None, str | None, dict
     return _text(config, "user") or None, _text(config, "work_dir") or None, _env(config, "env_vars")
 
 
-def _reconnect(fields: Mapping[str, Any]) -> Reconnect:
+def parse_reconnect(fields: Mapping[str, Any]) -> Reconnect:
+    """The request to attach to a command out of a JSON object, as :func:`parse_execute`.
+
+    Raises:
+        WireError: A field cannot be what it is.
+    """
     command_id = _identifier(fields, "command_id")
     if command_id is None:
         _refuse("'command_id' is missing")
@@ -238,7 +251,7 @@ def _resize(fields: Mapping[str, Any]) -> Resize:
 
 _CLIENT_FRAMES: Mapping[str, Callable[[Mapping[str, Any]], ClientFrame]] = {
     "execute": parse_execute,
-    "reconnect": _reconnect,
+    "reconnect": parse_reconnect,
     "input": _input,
     "close_stdin": lambda _: CloseStdin(),
     "kill": lambda _: Kill(),

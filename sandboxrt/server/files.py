@@ -1,0 +1,270 @@
+"""Files of a sandbox over HTTP: uploads that are parsed as they come, downloads by ranges, neither ever in memory.
+
+Source: protocol.md §3.2, §3.3; RFC 9110 §13, §14; RFC 7578.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import mimetypes
+import re
+from collections.abc import AsyncGenerator
+from datetime import UTC, datetime
+from email.message import Message
+from email.utils import format_datetime, parsedate_to_datetime
+from typing import TypeAlias
+
+import attrs
+import trio
+from multipart import MultipartError, MultipartSegment, PushMultipartParser
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from sandboxrt.engine.base import FileStat
+from sandboxrt.errors import SandboxOperationError
+from sandboxrt.host.files import SandboxFile
+from sandboxrt.host.host import Host
+from sandboxrt.server.replies import BodyError, reply
+
+__all__ = ["FileSettings", "download", "upload"]
+
+_PIECE_BYTES = 1024**2
+_SEND_BYTES = 256 * 1024
+_RANGE = re.compile(r"bytes=(\d{0,19})-(\d{0,19})", re.ASCII)
+_Pieces: TypeAlias = AsyncGenerator[bytes, None]
+_TYPES = mimetypes.MimeTypes()
+
+
+@attrs.frozen(kw_only=True)
+class FileSettings:
+    """The bounds of one transfer.
+
+    Attributes:
+        max_upload_bytes: The longest file that is taken; the sandbox's disk is the limit before that.
+        stall_s: How long a peer may send nothing of a body.
+    """
+
+    max_upload_bytes: int = 1024**4
+    stall_s: float = 60.0
+
+
+async def upload(host: Host, sandbox: str, request: Request, settings: FileSettings) -> ASGIApp:
+    """Put the part named ``file`` of a form, or a plain body, in the place of a file.
+
+    Raises:
+        BodyError: The body is no such form, or breaks off; the old content is still there.
+        SandboxClientError: The file cannot be written, likewise.
+    """
+    path = _path(request)
+    body = _body(request, settings)
+    async with contextlib.aclosing(body):
+        content = _joined(_file_part(body, _boundary(request), settings) if _is_form(request) else body)
+        async with contextlib.aclosing(content):
+            await host.write_file(sandbox, path, content)
+    return JSONResponse({"path": path})
+
+
+async def download(host: Host, sandbox: str, request: Request) -> ASGIApp:
+    """A file, a range of it, or only what is known of it."""
+    return _Download(host, sandbox, _path(request), request)
+
+
+def _path(request: Request) -> str:
+    path = request.query_params.get("path")
+    if path is None:
+        raise BodyError("The query needs a 'path'")
+    return path
+
+
+# -- upload ------------------------------------------------------------------------------------------------------------
+
+
+def _is_form(request: Request) -> bool:
+    return request.headers.get("content-type", "").partition(";")[0].strip().lower() == "multipart/form-data"
+
+
+def _boundary(request: Request) -> str:
+    header = Message()
+    header["content-type"] = request.headers["content-type"]
+    boundary = header.get_param("boundary")
+    if not isinstance(boundary, str) or not 0 < len(boundary) <= 200:
+        raise BodyError("The form's Content-Type has no usable boundary")
+    return boundary
+
+
+async def _body(request: Request, settings: FileSettings) -> _Pieces:
+    total = 0
+    try:
+        stream = request.stream()
+        while True:
+            with trio.fail_after(settings.stall_s):
+                chunk = await anext(stream, None)
+            if chunk is None:
+                return
+            total += len(chunk)
+            if total > settings.max_upload_bytes:
+                raise BodyError(f"The body is longer than {settings.max_upload_bytes} bytes", 413, "PayloadTooLarge")
+            if chunk:
+                yield chunk
+    except trio.TooSlowError:
+        raise BodyError(f"Nothing of the body came for {settings.stall_s:g} seconds", 408, "RequestTimeout") from None
+    except ClientDisconnect:
+        raise BodyError("The body ends before its end") from None
+
+
+async def _file_part(body: _Pieces, boundary: str, settings: FileSettings) -> _Pieces:
+    """The content of the part named ``file``, once; other parts are passed over."""
+    found = inside = False
+    try:
+        parser = PushMultipartParser(boundary, max_segment_count=16)
+        async for chunk in body:
+            for event in parser.parse(chunk):
+                if isinstance(event, MultipartSegment):
+                    inside = event.name == "file" and not found
+                    found = found or inside
+                elif event and inside:
+                    yield bytes(event)
+        parser.close()
+    except MultipartError as error:
+        raise BodyError(f"The body is no multipart form: {error}") from None
+    if not found:
+        raise BodyError("The form has no part named 'file'")
+
+
+async def _joined(pieces: _Pieces) -> _Pieces:
+    """The same bytes in fewer pieces: each costs a turn of a thread where it is written."""
+    async with contextlib.aclosing(pieces):
+        held: list[bytes] = []
+        size = 0
+        async for piece in pieces:
+            held.append(piece)
+            size += len(piece)
+            if size >= _PIECE_BYTES:
+                yield b"".join(held)
+                held, size = [], 0
+        if held:
+            yield b"".join(held)
+
+
+# -- download ----------------------------------------------------------------------------------------------------------
+
+
+@attrs.frozen
+class _Part:
+    """What of a file is sent: from ``start`` up to, not including, ``stop``; ``whole`` = it was not asked by range."""
+
+    start: int
+    stop: int
+    whole: bool
+
+
+@attrs.frozen
+class _Download:
+    """The response; the file is open as long as it is sent."""
+
+    host: Host
+    sandbox: str
+    path: str
+    request: Request
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async with self.host.open_file(self.sandbox, self.path) as file:
+            headers = {
+                "etag": file.etag,
+                "last-modified": _http_date(file.stat),
+                "accept-ranges": "bytes",
+                "cache-control": "private, no-cache",
+                "x-content-type-options": "nosniff",
+            }
+            if _unchanged(self.request, file):
+                await _start(send, 304, headers)
+                await send({"type": "http.response.body", "body": b""})
+                return
+            part = _part(self.request, file)
+            total = file.stat.size_bytes
+            if part is None:
+                response = reply(
+                    416,
+                    "RangeNotSatisfiable",
+                    f"The range lies outside of the file, which has {total} bytes",
+                    headers={"Content-Range": f"bytes */{total}"},
+                )
+                await response(scope, receive, send)
+                return
+            headers["content-type"] = _TYPES.guess_type(self.path)[0] or "application/octet-stream"
+            headers["content-length"] = str(part.stop - part.start)
+            if not part.whole:
+                headers["content-range"] = f"bytes {part.start}-{part.stop - 1}/{total}"
+            await _start(send, 200 if part.whole else 206, headers)
+            if self.request.method != "HEAD":
+                await _send_part(send, file, part)
+            await send({"type": "http.response.body", "body": b""})
+
+
+async def _start(send: Send, status: int, headers: dict[str, str]) -> None:
+    raw = [(name.encode(), value.encode("latin-1")) for name, value in headers.items()]
+    await send({"type": "http.response.start", "status": status, "headers": raw})
+
+
+async def _send_part(send: Send, file: SandboxFile, part: _Part) -> None:
+    offset = part.start
+    while offset < part.stop:
+        data = await file.read(offset, min(_PIECE_BYTES, part.stop - offset))
+        if not data:
+            # Fewer bytes than were promised: to break the answer off is the only way to say so.
+            raise SandboxOperationError(f"'{file.path}' became shorter while it was read", "read", "Truncated")
+        for start in range(0, len(data), _SEND_BYTES):
+            piece = data[start : start + _SEND_BYTES]
+            await send({"type": "http.response.body", "body": piece, "more_body": True})
+        offset += len(data)
+
+
+def _part(request: Request, file: SandboxFile) -> _Part | None:
+    """What was asked for; ``None`` when nothing of it exists. A range that is no single one is passed over."""
+    total = file.stat.size_bytes
+    whole = _Part(0, total, whole=True)
+    asked = _RANGE.fullmatch(request.headers.get("range", "").replace(" ", ""))
+    if asked is None or request.method != "GET" or not _still_the_same(request, file):
+        return whole
+    first, last = asked.groups()
+    if not first and not last:
+        return whole
+    if not first:
+        length = min(int(last), total)
+        return _Part(total - length, total, whole=False) if length else None
+    start = int(first)
+    stop = min(int(last) + 1, total) if last else total
+    if last and int(last) < start:
+        return whole
+    return _Part(start, stop, whole=False) if start < total else None
+
+
+def _still_the_same(request: Request, file: SandboxFile) -> bool:
+    condition = request.headers.get("if-range")
+    if condition is None:
+        return True
+    if condition.startswith('"'):
+        return condition == file.etag
+    # A date proves nothing about a file that changed within its last second.
+    return condition == _http_date(file.stat)
+
+
+def _unchanged(request: Request, file: SandboxFile) -> bool:
+    condition = request.headers.get("if-none-match")
+    if condition is not None:
+        tags = [tag.strip().removeprefix("W/") for tag in condition.split(",")]
+        return "*" in tags or file.etag in tags
+    since = request.headers.get("if-modified-since")
+    if since is None:
+        return False
+    try:
+        return file.stat.mtime_ns // 10**9 <= parsedate_to_datetime(since).timestamp()
+    except (ValueError, OverflowError):
+        return False
+
+
+def _http_date(stat: FileStat) -> str:
+    # A program inside may have set any time at all.
+    seconds = min(max(stat.mtime_ns // 10**9, 0), 253_402_300_799)
+    return format_datetime(datetime.fromtimestamp(seconds, UTC), usegmt=True)

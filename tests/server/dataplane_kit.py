@@ -1,0 +1,134 @@
+"""The data plane on a real socket: Hypercorn on loopback, a host behind it, and a bare peer in front."""
+
+from __future__ import annotations
+
+import json
+import socket
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any
+
+import attrs
+import httpx
+import hypercorn.trio
+import trio
+import trio_websocket
+from hypercorn.config import Config
+from starlette.applications import Starlette
+
+from sandboxrt.host.host import Host
+from sandboxrt.server.dataplane import DataPlane, DataPlaneSettings
+
+BOX = "/box/{sandbox}"
+
+
+@attrs.define
+class Peer:
+    """One socket, spoken to in JSON objects."""
+
+    socket: trio_websocket.WebSocketConnection
+
+    async def send(self, **fields: Any) -> None:
+        await self.socket.send_message(json.dumps(fields))
+
+    async def execute(self, command: str, **fields: Any) -> None:
+        await self.send(type="execute", command=command, **fields)
+
+    async def receive(self) -> dict[str, Any]:
+        with trio.fail_after(20):
+            message = await self.socket.get_message()
+        assert isinstance(message, str)
+        assert len(message.encode()) < 2**20
+        return json.loads(message)
+
+    async def to_close(self) -> tuple[list[dict[str, Any]], int]:
+        """The frames until the socket is closed, and the code that it was closed with."""
+        frames = []
+        while True:
+            try:
+                frames.append(await self.receive())
+            except trio_websocket.ConnectionClosed as closed:
+                assert closed.reason is not None
+                return frames, closed.reason.code
+
+
+@attrs.frozen
+class Served:
+    """A served data plane."""
+
+    host: Host
+    plane: DataPlane
+    port: int
+    http: httpx.AsyncClient
+
+    def url(self, path: str, sandbox: str = "box", scheme: str = "ws") -> str:
+        return f"{scheme}://127.0.0.1:{self.port}/box/{sandbox}{path}"
+
+    @asynccontextmanager
+    async def connect(self, sandbox: str = "box") -> AsyncIterator[Peer]:
+        async with trio_websocket.open_websocket_url(
+            self.url("/execute/ws", sandbox), receive_buffer_size=2**18, disconnect_timeout=2
+        ) as connection:
+            yield Peer(connection)
+
+    @asynccontextmanager
+    async def raw(self, sandbox: str = "box") -> AsyncIterator[tuple[trio.SocketStream, Peer]]:
+        """A WebSocket whose TCP connection the caller may mistreat."""
+        stream = await trio.open_tcp_stream("127.0.0.1", self.port)
+        async with trio.open_nursery() as nursery:
+            connection = await trio_websocket.wrap_client_stream(
+                nursery, stream, "127.0.0.1", f"/box/{sandbox}/execute/ws", receive_buffer_size=2**18
+            )
+            try:
+                yield stream, Peer(connection)
+            finally:
+                nursery.cancel_scope.cancel()
+        await trio.aclose_forcefully(stream)
+
+
+def text_of(frames: list[dict[str, Any]], stream: str = "stdout", start: int = 0) -> str:
+    """The text of one stream, its offsets checked."""
+    parts, offset = [], start
+    for frame in frames:
+        if frame["type"] == stream:
+            assert frame["offset"] == offset
+            assert len(frame["data"].encode()) <= 65536
+            offset += len(frame["data"].encode())
+            parts.append(frame["data"])
+    return "".join(parts)
+
+
+@asynccontextmanager
+async def serve(host: Host, settings: DataPlaneSettings | None = None) -> AsyncIterator[Served]:
+    """Serve a host's sandboxes at ``/box/NAME/...``, without keys or tenants."""
+
+    async def resolve(connection: Any) -> str:
+        return (await host.get_sandbox(connection.path_params["sandbox"])).id
+
+    plane = DataPlane(host, resolve, settings or DataPlaneSettings())
+    listener = socket.create_server(("127.0.0.1", 0))
+    port = listener.getsockname()[1]
+    config = Config()
+    config.bind = [f"fd://{listener.detach()}"]
+    config.graceful_timeout = 0.2
+    config.errorlog = None
+    app = Starlette(routes=plane.routes(BOX))
+    stop = trio.Event()
+    async with AsyncExitStack() as stack:
+        nursery = await stack.enter_async_context(trio.open_nursery())
+
+        async def run() -> None:
+            await hypercorn.trio.serve(app, config, shutdown_trigger=stop.wait)  # type: ignore[arg-type]
+
+        nursery.start_soon(run)
+        http = await stack.enter_async_context(httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=20))
+        try:
+            yield Served(host, plane, port, http)
+        finally:
+            plane.stopping.set()
+            stop.set()
+            with trio.move_on_after(3) as scope:
+                await http.aclose()
+                await trio.sleep(0.05)
+            assert not scope.cancelled_caught
+            nursery.cancel_scope.cancel()
