@@ -328,6 +328,7 @@ class _Session:
 
     def _start_main(self) -> None:
         assert self.runtime is not None and self.runtime.nursery is not None
+        self._opening = trio.CancelScope()
         try:
             self.runtime.nursery.start_soon(self._main)
         except RuntimeError:  # the interpreter is exiting
@@ -379,7 +380,6 @@ class _Session:
 
     def _not_opened(self) -> None:
         """Every caller that waited has gone; those that came since want it opened again."""
-        self._opening = trio.CancelScope()
         waiting, self._waiting = self._waiting, []
         if self._closing.is_set():
             self._end(_State.CLOSED, self._closed_error())

@@ -175,12 +175,17 @@ class CommandSession:
             self._receiving.release()
 
     async def _receive_more(self, chunks: int, detachments: int) -> None:
-        with trio.CancelScope() as scope:
-            scope.deadline = trio.current_time()  # takes effect where a receive has to wait, and not before
-            while len(self._ready) < chunks and self._end is None and self._attachment is not None:
-                if detachments != self.detachments:
-                    break
-                await self._receive()
+        def wanted() -> bool:
+            attached = self._attachment is not None and detachments == self.detachments
+            return attached and self._end is None and len(self._ready) < chunks
+
+        ready = 0
+        while wanted() and len(self._ready) > ready:
+            ready = len(self._ready)
+            with trio.CancelScope() as scope:
+                scope.deadline = trio.current_time()  # ends the first receive that yields or waits
+                while wanted():
+                    await self._receive()
 
     async def result(self) -> ExecutionResult:
         """Receive the rest and return the whole; the same answer, or error, each time.
