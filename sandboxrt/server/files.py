@@ -59,7 +59,7 @@ async def upload(host: Host, sandbox: str, request: Request, settings: FileSetti
     path = _path(request)
     body = _body(request, settings)
     async with contextlib.aclosing(body):
-        content = _joined(_file_part(body, _boundary(request), settings) if _is_form(request) else body)
+        content = _joined(_file_part(body, _boundary(request)) if _is_form(request) else body)
         async with contextlib.aclosing(content):
             await host.write_file(sandbox, path, content)
     return JSONResponse({"path": path})
@@ -113,7 +113,7 @@ async def _body(request: Request, settings: FileSettings) -> _Pieces:
         raise BodyError("The body ends before its end") from None
 
 
-async def _file_part(body: _Pieces, boundary: str, settings: FileSettings) -> _Pieces:
+async def _file_part(body: _Pieces, boundary: str) -> _Pieces:
     """The content of the part named ``file``, once; other parts are passed over."""
     found = inside = False
     try:
