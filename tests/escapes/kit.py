@@ -127,6 +127,13 @@ async def _everything(process: Process) -> bytes:
     return bytes(text)
 
 
+def host_pid(container: OciContainer) -> int:
+    """The first process's id on the host."""
+    assert container._remains.init is not None
+    info = Path(f"/proc/self/fdinfo/{container._remains.init}").read_text()
+    return next(int(line.split()[1]) for line in info.splitlines() if line.startswith("Pid:"))
+
+
 def parse_batch(text: bytes) -> dict[str, str]:
     """What ``probe batch`` printed."""
     verdicts = {}
