@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import functools
+import json
 import os
 import re
 import shutil
@@ -35,6 +36,7 @@ from sandboxrt.engine.base import (
 from sandboxrt.engine.cgroup_events import CgroupEvents
 from sandboxrt.engine.cgroups import SandboxCgroups
 from sandboxrt.engine.disk import DiskTemplates, detach_loops_below, ensure_clean
+from sandboxrt.engine.findings import GUEST_KERNEL_RUNTIMES
 from sandboxrt.engine.idmap import read_subids, subid_ranges_of
 from sandboxrt.engine.init import INIT_SOURCE, IdMap, InitChannel, build_tool
 from sandboxrt.engine.launch.plan import (
@@ -49,6 +51,8 @@ from sandboxrt.engine.launch.plan import (
 from sandboxrt.engine.launch.program import Finished, run_launcher
 from sandboxrt.engine.probe import LAUNCH_SOURCE, HostProbe, probe_host
 from sandboxrt.engine.remove_tree import remove_tree
+from sandboxrt.engine.runtime_exec import STDIO_FD, ExecChannel, ExecStrategy, RuntimeExec
+from sandboxrt.engine.runtime_exec.strategy import choose_strategy, relay_process
 from sandboxrt.errors import EngineUnavailableError, IsolationError, ResourceCreationError
 from sandboxrt.models import Isolation, IsolationReport
 from sandboxrt.threads import run_blocking
@@ -162,8 +166,9 @@ class OciContainer:
 
     id: str
     report: IsolationReport
-    _channel: InitChannel
+    _channel: InitChannel | ExecChannel
     _remains: _Remains
+    _groups_commands: bool
     _closing: trio.Lock = attrs.field(factory=trio.Lock, init=False)
     _closed: bool = attrs.field(default=False, init=False)
 
@@ -176,7 +181,7 @@ class OciContainer:
         always = {Feature.OWN_PTY, Feature.PORTS}
         grouped = {Feature.TREE_KILL, Feature.FREEZE}
         cgroups = self._remains.cgroups
-        has_tree = cgroups is not None and cgroups.tree_folder is not None
+        has_tree = self._groups_commands and cgroups is not None and cgroups.tree_folder is not None
         return frozenset(always | grouped if has_tree else always)
 
     @property
@@ -186,7 +191,7 @@ class OciContainer:
 
     async def spawn(self, spec: ProcessSpec) -> Process:
         """See :class:`~sandboxrt.engine.base.Container`."""
-        cgroups = self._remains.cgroups
+        cgroups = self._remains.cgroups if self._groups_commands else None
         return await self._channel.spawn(spec, None if cgroups is None else cgroups.command_group())
 
     async def open_file(self, path: str, identity: Identity) -> OpenFile:
@@ -232,11 +237,13 @@ class OciEngine:
 
     Attributes:
         state_dir: The host's state folder; templates and compiled programs are kept there.
-        runtime: Name or path: ``crun``, ``runc``.
+        runtime: Name or path: ``crun``, ``runc``, ``runsc``.
+        strategy: How commands get into containers; what fits the runtime where left out.
     """
 
     state_dir: Path
     runtime: str = "crun"
+    strategy: ExecStrategy | None = None
     _stack: contextlib.AsyncExitStack = attrs.field(factory=contextlib.AsyncExitStack, init=False)
     _nursery: trio.Nursery | None = attrs.field(default=None, init=False)
     _events: CgroupEvents | None = attrs.field(default=None, init=False)
@@ -275,7 +282,9 @@ class OciEngine:
             except BaseException:
                 await remains.free()
                 raise
-        return OciContainer(spec.id, probe.report, channel, remains)
+        # The host cannot move processes that are another kernel's.
+        groups_commands = probe.facts.runtime.kind not in GUEST_KERNEL_RUNTIMES
+        return OciContainer(spec.id, probe.report, channel, remains, groups_commands)
 
     async def discard(self, state_dir: Path) -> None:
         """See :class:`~sandboxrt.engine.base.Engine`."""
@@ -308,7 +317,8 @@ class OciEngine:
             self._tools = _Tools(await build_tool(LAUNCH_SOURCE, folder), await build_tool(INIT_SOURCE, folder))
         return self._tools
 
-    async def _start(self, spec: ContainerSpec, probe: HostProbe, remains: _Remains) -> InitChannel:
+    async def _start(self, spec: ContainerSpec, probe: HostProbe, remains: _Remains) -> InitChannel | ExecChannel:
+        strategy = choose_strategy(self.strategy, probe.facts)
         tools = await self._built_tools()
         # The record's folder comes first: its name is what discard finds everything else by.
         remains.record.mkdir(mode=0o700, exist_ok=True)
@@ -321,9 +331,11 @@ class OciEngine:
             cover=covered_folder([spec.state_dir, self.state_dir, *(layer.path for layer in spec.layers)]),
             record=remains.record,
             pid_file=remains.record / "pid",
+            strategy=strategy,
         )
         await self._prepare_disk(plan, remains)
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        kind = socket.SOCK_SEQPACKET if plan.is_init_served else socket.SOCK_STREAM
+        ours, theirs = socket.socketpair(socket.AF_UNIX, kind)
         try:
             with theirs:
                 done = await _launch(tools, plan, theirs.fileno(), remains)
@@ -333,7 +345,9 @@ class OciEngine:
         except BaseException:
             ours.close()
             raise
-        return await self._adopt(ours, spec, probe)
+        if plan.is_init_served:
+            return await self._adopt(ours, spec, probe)
+        return await self._adopt_held(ours, plan, tools, remains, _id_map(spec, probe))
 
     async def _prepare_disk(self, plan: LaunchPlan, remains: _Remains) -> None:
         state_dir = plan.spec.state_dir
@@ -366,6 +380,25 @@ class OciEngine:
         except BaseException:
             channel.close()
             raise
+        return channel
+
+    async def _adopt_held(
+        self, hold: socket.socket, plan: LaunchPlan, tools: _Tools, remains: _Remains, ids: IdMap
+    ) -> ExecChannel:
+        """Own the socket that keeps the first process waiting, and start jobs by the runtime's exec."""
+        assert remains.init is not None
+        try:
+            process_file = remains.record / "relay.json"
+            process_file.write_text(json.dumps(relay_process(_OOM_SCORE_ADJ)))
+            exec_ = RuntimeExec(tools.launcher, tuple(plan.exec_words(STDIO_FD, process_file)))
+            channel = ExecChannel(exec_, hold, os.dup(remains.init), ids)
+        except BaseException:
+            hold.close()
+            raise
+        if self._nursery is None:
+            channel.close()
+            raise RuntimeError("the engine must be entered before it is used")
+        await self._nursery.start(channel.serve)
         return channel
 
 

@@ -26,8 +26,10 @@ def prebuilt_name(source: Path) -> Path:
 
 
 def cache_name(source: Path) -> str:
-    """A file name that changes with the source, the flags and the machine."""
+    """A file name that changes with the source and the headers beside it, the flags and the machine."""
     digest = hashlib.sha256(source.read_bytes())
+    for header in sorted(source.parent.glob("*.h")):
+        digest.update(header.read_bytes())
     digest.update("\0".join((*COMPILERS, *FLAGS, platform.machine())).encode())
     return f"{source.stem}-{digest.hexdigest()[:20]}"
 

@@ -20,7 +20,7 @@ from sandboxrt.threads import run_blocking
 if TYPE_CHECKING:
     from sandboxrt.engine.init.channel import InitChannel
 
-__all__ = ["InitOpenFile", "open_file", "replace_file"]
+__all__ = ["InitOpenFile", "file_error", "file_failure", "open_file", "replace_file"]
 
 _CLEANUP_S = 5.0
 _KINDS = {
@@ -61,7 +61,7 @@ class InitOpenFile:
         try:
             return await run_blocking(self._limiter, lambda: os.pread(self._fd, max_bytes, offset))
         except OSError as error:
-            raise _file_error(self.path, error.errno or 0) from error
+            raise file_error(self.path, error.errno or 0) from error
         finally:
             self._readers -= 1
             self._close_if_unused()
@@ -126,7 +126,7 @@ async def _write(fd: int, path: str, content: AsyncIterator[bytes], limiter: tri
         try:
             await run_blocking(limiter, partial(_write_all, fd, chunk))
         except OSError as error:
-            raise _file_error(path, error.errno or 0) from error
+            raise file_error(path, error.errno or 0) from error
 
 
 def _write_all(fd: int, chunk: bytes) -> None:
@@ -177,12 +177,18 @@ def _take_file(channel: InitChannel, message: Message | None, path: str, *, writ
 
 
 def _failure(message: Message | None, path: str) -> FileError:
-    if message is None:
+    return file_failure(None if message is None else (message.record.a, message.record.b), path)
+
+
+def file_failure(record: tuple[int, int] | None, path: str) -> FileError:
+    """The error for a stage and an errno that a file operation was reported to have failed with."""
+    if record is None:
         return FileError(FileErrorKind.OTHER, path, "the process that worked on it was killed")
-    if message.record.a == Stage.FILE_TYPE and message.record.b != errno.EISDIR:
+    if record[0] == Stage.FILE_TYPE and record[1] != errno.EISDIR:
         return FileError(FileErrorKind.NOT_REGULAR, path)
-    return _file_error(path, message.record.b)
+    return file_error(path, record[1])
 
 
-def _file_error(path: str, code: int) -> FileError:
+def file_error(path: str, code: int) -> FileError:
+    """The error for an errno."""
     return FileError(_KINDS.get(code, FileErrorKind.OTHER), path, os.strerror(code))

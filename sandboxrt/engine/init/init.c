@@ -26,6 +26,7 @@
 #include <fcntl.h>
 #include <grp.h>
 #include <limits.h>
+#include <netinet/in.h>
 #include <poll.h>
 #include <signal.h>
 #include <stdint.h>
@@ -242,7 +243,10 @@ static void default_signals(void)
 static int open_beneath(int dir, const char *path, uint64_t flags)
 {
     struct open_how_ how = {.flags = flags | O_CLOEXEC, .resolve = RESOLVE_NO_MAGICLINKS_};
-    return syscall(SYS_openat2, dir, path, &how, sizeof how);
+    int fd = syscall(SYS_openat2, dir, path, &how, sizeof how);
+
+    /* A kernel without that call (gVisor's) has no link either that leads out of it. */
+    return fd < 0 && errno == ENOSYS ? openat(dir, path, (int)flags | O_CLOEXEC) : fd;
 }
 
 /* Kernel file systems: their files are not data, and reading or writing them may act on the host. */
@@ -268,6 +272,18 @@ static int is_kernel_fs(int fd)
 
 /* ---- SPAWN ------------------------------------------------------------------------------------------------------- */
 
+static int open_slave(int master, int number)
+{
+    int slave = ioctl(master, TIOCGPTPEER, O_RDWR | O_NOCTTY | O_CLOEXEC);
+    char path[32];
+
+    if (slave >= 0 || (errno != ENOTTY && errno != EINVAL && errno != ENOSYS))
+        return slave;
+    /* By name only where the kernel cannot do without (gVisor's). */
+    snprintf(path, sizeof path, "/dev/pts/%d", number);
+    return open(path, O_RDWR | O_NOCTTY | O_NOFOLLOW | O_CLOEXEC);
+}
+
 static void take_terminal(int gate, const struct request *req)
 {
     struct winsize size = {.ws_col = req->columns, .ws_row = req->rows};
@@ -279,7 +295,7 @@ static void take_terminal(int gate, const struct request *req)
         master = open("/dev/ptmx", O_RDWR | O_NOCTTY | O_NONBLOCK | O_CLOEXEC);
     if (master < 0 || ioctl(master, TIOCSPTLCK, &unlock) < 0 || ioctl(master, TIOCGPTN, &number) < 0)
         fail(gate, req, STAGE_TERMINAL, errno);
-    int slave = ioctl(master, TIOCGPTPEER, O_RDWR | O_NOCTTY | O_CLOEXEC);
+    int slave = open_slave(master, number);
     if (slave < 0 || ioctl(slave, TIOCSWINSZ, &size) < 0 || (req->uid != 0 && fchown(slave, req->uid, -1) < 0) ||
         ioctl(slave, TIOCSCTTY, 0) < 0)
         fail(gate, req, STAGE_TERMINAL, errno);
@@ -357,7 +373,7 @@ static _Noreturn void run_spawn(const struct request *req, const int *fds)
     assume_identity(gate, req);
     if (chdir(cwd) < 0)
         fail(gate, req, STAGE_CHDIR, errno);
-    if ((gate > 3 && syscall(SYS_close_range, 3, gate - 1, 0) < 0) || syscall(SYS_close_range, gate + 1, ~0U, 0) < 0)
+    if ((gate > 3 && syscall(SYS_close_range, 3, gate - 1, 0) < 0) || syscall(SYS_close_range, gate + 1, INT_MAX, 0) < 0)
         fail(gate, req, STAGE_STDIO, errno);
     default_signals();
     execute(gate, req, pointers, pointers + req->argc + 1);
@@ -647,16 +663,23 @@ static void remember_oom(void)
     }
 }
 
-int main(void)
+#include "relay.h"
+
+int main(int argc, char **argv)
 {
+    const int is_socket_served = argc < 2;
     sigset_t all;
 
     for (int fd = 0; fd < 3; fd++)
         if (fcntl(fd, F_GETFD) < 0 && open("/dev/null", O_RDWR) != fd)
             return 1;
-    if (syscall(SYS_close_range, CONTROL + 1, ~0U, 0) < 0 || fcntl(CONTROL, F_SETFD, FD_CLOEXEC) < 0)
+    if (syscall(SYS_close_range, is_socket_served ? CONTROL + 1 : CONTROL, INT_MAX, 0) < 0)
         return 1;
-    remember_oom();
+    if (is_socket_served && fcntl(CONTROL, F_SETFD, FD_CLOEXEC) < 0)
+        return 1;
+    oom_fd = -1;
+    if (is_socket_served)
+        remember_oom();
     if (prctl(PR_SET_DUMPABLE, 0) < 0)
         return 1;
     sigfillset(&all);
@@ -667,6 +690,10 @@ int main(void)
     /* A parent that ignored SIGCHLD would have the kernel reap in our stead. */
     if (signal(SIGCHLD, SIG_DFL) == SIG_ERR || (signal_fd = signalfd(-1, &all, SFD_CLOEXEC | SFD_NONBLOCK)) < 0)
         return 1;
+    if (!is_socket_served && strcmp(argv[1], "relay") == 0)
+        relay();
+    if (!is_socket_served)
+        hold();
     if (tell(CONTROL, REC_READY, 0, 0, 0, -1) < 0)
         return 0;
     for (;;) {

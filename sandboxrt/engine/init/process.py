@@ -14,7 +14,7 @@ import trio
 
 from sandboxrt.engine.base import CommandGroup, ExecFailedError, ExitStatus, ProcessSpec, SpawnFailedError
 from sandboxrt.engine.init.fds import FdSet, check_terminal
-from sandboxrt.engine.init.gate import Message, RecordSocket
+from sandboxrt.engine.init.gate import RecordSocket
 from sandboxrt.engine.init.streams import Pipes, TerminalInput, TerminalOutput, set_terminal_size
 from sandboxrt.engine.init.wire import (
     InitProtocolError,
@@ -29,7 +29,7 @@ from sandboxrt.engine.init.wire import (
 if TYPE_CHECKING:
     from sandboxrt.engine.init.channel import InitChannel, Job
 
-__all__ = ["InitProcess", "spawn"]
+__all__ = ["InitProcess", "exec_failure", "join_group", "pack_process", "spawn"]
 
 _CLEANUP_S = 5.0
 _EXEC_STAGES = {
@@ -123,7 +123,7 @@ async def spawn(channel: InitChannel, spec: ProcessSpec, group: CommandGroup | N
 
 
 async def _spawn(channel: InitChannel, spec: ProcessSpec, group: CommandGroup | None) -> InitProcess:
-    strings = _pack(spec)
+    strings = pack_process(spec)
     await trio.lowlevel.checkpoint_if_cancelled()
     with FdSet() as fds:
         pipes = None if spec.pty else _make_pipes(channel, fds, spec)
@@ -137,7 +137,7 @@ async def _spawn(channel: InitChannel, spec: ProcessSpec, group: CommandGroup | 
                     fds.close(fd)
                 joined = None
                 try:
-                    pid = await _release(channel, job, gate, group)
+                    pid = await _release(channel, job, gate, group, spec)
                     joined = group
                     terminal = await _await_exec(channel, gate, spec, fds)
                 except BaseException:
@@ -150,7 +150,12 @@ async def _spawn(channel: InitChannel, spec: ProcessSpec, group: CommandGroup | 
         return _make_process(pid, fds, pipes, terminal, (channel, job, group))
 
 
-def _pack(spec: ProcessSpec) -> bytes:
+def pack_process(spec: ProcessSpec) -> bytes:
+    """The strings of a request to start a program.
+
+    Raises:
+        ValueError: One of them cannot be what it is to be.
+    """
     if not spec.argv:
         raise ValueError("argv is empty")
     if not spec.cwd.startswith("/"):
@@ -185,7 +190,9 @@ def _make_pipes(channel: InitChannel, fds: FdSet, spec: ProcessSpec) -> Pipes:
         raise SpawnFailedError(f"no pipes could be made: {error}", error.errno or 0) from error
 
 
-async def _release(channel: InitChannel, job: Job, gate: RecordSocket, group: CommandGroup | None) -> int:
+async def _release(
+    channel: InitChannel, job: Job, gate: RecordSocket, group: CommandGroup | None, spec: ProcessSpec
+) -> int:
     """Learn who the waiting child is, put it into its group, let it go on. Returns its id inside."""
     message = await channel.answer(gate, RecordKind.HELLO)
     if message is None:
@@ -193,7 +200,7 @@ async def _release(channel: InitChannel, job: Job, gate: RecordSocket, group: Co
     if message.record.kind is RecordKind.FAILED:
         if message.record.a == Stage.FORK:
             channel.forget(job)
-        raise _failure(message, "")
+        raise exec_failure((message.record.a, message.record.b), spec)
     sender = message.sender
     if message.record.a <= 0 or sender is None or sender.pid <= 0:
         raise channel.violation(InitProtocolError("a child without an id"))
@@ -201,7 +208,7 @@ async def _release(channel: InitChannel, job: Job, gate: RecordSocket, group: Co
         raise channel.violation(InitProtocolError("a child with an identity of the host"))
     try:
         if group is not None:
-            await _join(group, sender.pid)
+            await join_group(group, sender.pid)
         await gate.send(channel.release_record(job.id))
     except (OSError, trio.ClosedResourceError) as error:
         code = error.errno if isinstance(error, OSError) else errno.ESRCH
@@ -209,7 +216,12 @@ async def _release(channel: InitChannel, job: Job, gate: RecordSocket, group: Co
     return message.record.a
 
 
-async def _join(group: CommandGroup, host_pid: int) -> None:
+async def join_group(group: CommandGroup, host_pid: int) -> None:
+    """Put a child that waits to be released into its group.
+
+    Raises:
+        OSError: The kernel refused, or the child is gone.
+    """
     # The child is alive here, waiting. Were it killed from inside before the group takes its number, and that number
     # used again meanwhile, a stranger would be in the group: then nothing in it may be killed.
     pidfd = os.pidfd_open(host_pid)
@@ -231,7 +243,7 @@ async def _await_exec(channel: InitChannel, gate: RecordSocket, spec: ProcessSpe
         if message is None:
             raise SpawnFailedError("the process was killed before it ran", errno.ESRCH)
         if message.record.kind is RecordKind.FAILED:
-            raise _failure(message, _subject(message, spec))
+            raise exec_failure((message.record.a, message.record.b), spec)
         assert message.fd is not None
         terminal = fds.add(message.fd)
         try:
@@ -241,22 +253,19 @@ async def _await_exec(channel: InitChannel, gate: RecordSocket, spec: ProcessSpe
         os.set_blocking(terminal, False)
     message = await channel.answer(gate, RecordKind.FAILED)
     if message is not None:
-        raise _failure(message, _subject(message, spec))
+        raise exec_failure((message.record.a, message.record.b), spec)
     return terminal
 
 
-def _subject(message: Message, spec: ProcessSpec) -> str:
-    stage = Stage(message.record.a)
-    if stage is Stage.CHDIR:
-        return spec.cwd
-    if stage is Stage.IDENTITY:
-        return f"{spec.identity.uid}:{spec.identity.gid}"
-    return "/dev/ptmx" if stage is Stage.TERMINAL else spec.argv[0]
-
-
-def _failure(message: Message, subject: str) -> SpawnFailedError | ExecFailedError:
-    stage, code = Stage(message.record.a), message.record.b
+def exec_failure(record: tuple[int, int], spec: ProcessSpec) -> SpawnFailedError | ExecFailedError:
+    """The error for a stage and an errno that a failed start was reported with."""
+    stage, code = Stage(record[0]), record[1]
     if stage in _EXEC_STAGES:
+        subject = {
+            Stage.CHDIR: spec.cwd,
+            Stage.IDENTITY: f"{spec.identity.uid}:{spec.identity.gid}",
+            Stage.TERMINAL: "/dev/ptmx",
+        }.get(stage, spec.argv[0])
         return ExecFailedError(_EXEC_STAGES[stage], code, subject)
     return SpawnFailedError(f"no process could be made: {stage.name.lower()}: {os.strerror(code)}", code)
 

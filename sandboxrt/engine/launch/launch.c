@@ -24,6 +24,7 @@
  *   bind PATH FD                mount the folder open at FD at PATH
  *   overlay PATH OPTIONS        mount an overlay
  *   limit RESOURCE VALUE        soft and hard resource limit, inherited by everything below
+ *   stdio IN OUT                what is executed gets these as standard input and output
  *   put PATH TEXT               write TEXT into the existing file PATH (a cgroup, a sysctl)
  *   exec ARGUMENT...            execute (to the end of the input)
  */
@@ -500,14 +501,25 @@ static void put(void)
 		fail("put", path);
 }
 
+static int standard_input = -1;
+
+static void take_stdio(void)
+{
+	int output;
+	standard_input = descriptor();
+	output = descriptor();
+	if (output != 1 && (dup2(output, 1) < 0 || close(output) != 0))
+		fail("stdio", "output");
+}
+
 static _Noreturn void execute(void)
 {
 	const char *path = argument();
-	int null = open("/dev/null", O_RDWR);
-	if (null < 0 || dup2(null, 0) < 0)
-		fail("exec", "/dev/null");
-	if (null > 2)
-		close(null);
+	int input = standard_input >= 0 ? standard_input : open("/dev/null", O_RDWR);
+	if (input < 0 || dup2(input, 0) < 0)
+		fail("exec", "standard input");
+	if (input > 2)
+		close(input);
 	umask(022);
 	if (chdir("/") != 0)
 		fail("exec", "/");
@@ -529,7 +541,7 @@ static const struct {
 	{ "cover", cover },          { "dir", make_folder },         { "file", make_file },    { "copy", copy_file },
 	{ "disk", mount_disk },      { "bind", bind_folder },        { "overlay", mount_overlay }, { "put", put },
 	{ "block", make_block },     { "pin", pin },                 { "limit", limit },
-	{ "exec", execute },
+	{ "stdio", take_stdio },     { "exec", execute },
 };
 
 int main(void)

@@ -21,6 +21,7 @@ from sandboxrt.engine.base import ContainerSpec, Layer
 from sandboxrt.engine.bundle import BLOCK_SIZE, INIT_PATH, BundlePlan, bundle_config
 from sandboxrt.engine.cgroups import SandboxCgroups
 from sandboxrt.engine.findings import HostFacts
+from sandboxrt.engine.runtime_exec.strategy import ExecStrategy
 from sandboxrt.errors import EngineUnavailableError, ResourceCreationError
 from sandboxrt.models import Limits
 
@@ -71,6 +72,7 @@ class LaunchPlan:
         cover: See :func:`covered_folder`.
         record: The folder that the runtime keeps its record of this container in.
         pid_file: Where the runtime writes the first process's id.
+        strategy: How commands get in; without the init, the first process just waits for the end of its input.
     """
 
     spec: ContainerSpec
@@ -79,6 +81,7 @@ class LaunchPlan:
     cover: str
     record: Path
     pid_file: Path
+    strategy: ExecStrategy = ExecStrategy.INIT
 
     @property
     def owner(self) -> int:
@@ -117,14 +120,17 @@ class LaunchPlan:
         return dict(sorted(stacks.items(), key=lambda item: item[0].count("/") if item[0] != "/" else 0))
 
     def _begin(self) -> Iterator[str]:
-        hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-        files = _MAX_OPEN_FILES if hard == resource.RLIM_INFINITY else min(_MAX_OPEN_FILES, hard)
         yield from ("ns",) if self.facts.is_root else ("userns", str(MAPS_FD))
-        # Here and not by the runtime, which needs rights for it that even root does not have everywhere.
-        yield from ("limit", str(resource.RLIMIT_NOFILE), str(files), "limit", str(resource.RLIMIT_CORE), "0")
+        yield from self._limits()
         instances = self.spec.limits.inotify_instances
         inotify = str(instances) if instances is not None and self.facts.inotify.ok else ""
         yield from ("block", str(_BLOCK_SLOT), str(self.owner), str(BLOCK_SIZE), inotify)
+
+    def _limits(self) -> Iterator[str]:
+        """Here and not by the runtime, which needs rights for it that even root does not have everywhere."""
+        hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+        files = _MAX_OPEN_FILES if hard == resource.RLIM_INFINITY else min(_MAX_OPEN_FILES, hard)
+        yield from ("limit", str(resource.RLIMIT_NOFILE), str(files), "limit", str(resource.RLIMIT_CORE), "0")
 
     def _open_layers(self, stacks: dict[str, list[tuple[int, Layer]]]) -> Iterator[str]:
         for slot, layer in (each for stack in stacks.values() for each in stack):
@@ -187,9 +193,10 @@ class LaunchPlan:
                 rootfs=f"{self.cover}/root",
                 tmp_source=f"{self.cover}/{'data/tmp' if self.has_disk else 'tmp'}",
                 init_source=f"{self.cover}/init",
-                init_argv=(INIT_PATH,),
+                init_argv=(INIT_PATH,) if self.is_init_served else (INIT_PATH, "hold"),
                 id_map=(self.owner, BLOCK_SIZE),
-                user_namespace=f"{self.cover}/userns",
+                # runsc is a Go program through and through, and a process with threads cannot enter one.
+                user_namespace=None if self.facts.runtime.kind == "runsc" else f"{self.cover}/userns",
                 cgroup_path=None if self.cgroups is None else self.cgroups.cgroups_path,
                 limits=Limits(
                     mem_bytes=limits.mem_bytes if "memory" in controllers else None,
@@ -206,11 +213,34 @@ class LaunchPlan:
                 yield from ("put", str(path), "0")
         if self.facts.hide_unified:
             yield from ("hide" if self.facts.is_root else "veil", self.facts.unified_mount)
+        if not self.is_init_served:
+            yield from ("stdio", str(CONTROL_FD), "1")
+        yield from self._runtime("run", "--detach", *(("--preserve-fds", "1") if self.is_init_served else ()))
+        yield from ("--pid-file", str(self.pid_file), "--bundle", f"{self.cover}/bundle", self.spec.id)
+
+    def _runtime(self, *words: str) -> Iterator[str]:
         runtime = self.facts.runtime
         assert runtime.path is not None
         yield from ("exec", runtime.path, *runtime.flags(with_cgroups=self.cgroups is not None))
-        yield from ("--root", str(self.record), "run", "--detach", "--preserve-fds", "1")
-        yield from ("--pid-file", str(self.pid_file), "--bundle", f"{self.cover}/bundle", self.spec.id)
+        yield from ("--root", str(self.record), *words)
+
+    @property
+    def is_init_served(self) -> bool:
+        """Whether the first process takes orders through a socket."""
+        return self.strategy is ExecStrategy.INIT
+
+    def exec_words(self, stdio: int, process_file: Path) -> list[str]:
+        """The launcher's instructions for the runtime's own exec in the running container.
+
+        Args:
+            stdio: Numbers of the descriptors for standard input and, one higher, output.
+            process_file: What to execute, as the runtime wants it described.
+        """
+        assert self.facts.is_root
+        hide = ("ns", "hide", self.facts.unified_mount) if self.facts.hide_unified else ()
+        stdio_words = ("stdio", str(stdio), str(stdio + 1))
+        run = self._runtime("exec", "--process", str(process_file), self.spec.id)
+        return [*hide, *self._limits(), *stdio_words, *run]
 
 
 def _with_parents(at: str) -> list[str]:

@@ -15,7 +15,7 @@ import trio
 
 from sandboxrt.threads import run_blocking
 
-__all__ = ["Finished", "run_launcher"]
+__all__ = ["Finished", "reap", "run_launcher", "spawn_launcher"]
 
 _FIRST_COPY = 100
 _MAX_OUTPUT_BYTES = 1 << 16
@@ -65,7 +65,7 @@ async def run_launcher(
     read, write = os.pipe2(os.O_CLOEXEC)
     try:
         try:
-            pid = _spawn(launcher, _encode(words), {**fds, 2: write})
+            pid = spawn_launcher(launcher, words, {**fds, 2: write})
         finally:
             os.close(write)
         with trio.CancelScope(shield=True):
@@ -85,8 +85,14 @@ def _encode(words: Iterable[str]) -> bytes:
     return "".join(f"{word}\0" for word in listed).encode()
 
 
-def _spawn(launcher: Path, instructions: bytes, fds: Mapping[int, int]) -> int:
-    """Start it with the given descriptors and no other, as leader of a session of its own."""
+def spawn_launcher(launcher: Path, words: Iterable[str], fds: Mapping[int, int]) -> int:
+    """Start it with the given descriptors and no other, as leader of a session of its own. Returns its id.
+
+    Raises:
+        ValueError: A word holds a NUL.
+        OSError: It could not be started.
+    """
+    instructions = _encode(words)
     with contextlib.ExitStack() as stack:
 
         def own(fd: int) -> int:
@@ -133,7 +139,7 @@ async def _wait(
                 os.kill(pid, signal.SIGKILL)
             with trio.move_on_after(_MAX_REAP_S):
                 await trio.lowlevel.wait_readable(pidfd)
-        return _reap(pid), timed_out
+        return reap(pid), timed_out
     finally:
         os.close(pidfd)
 
@@ -150,7 +156,8 @@ async def _answer(pid: int, sock: socket.socket, write_maps: Callable[[int], Non
         sock.close()
 
 
-def _reap(pid: int) -> int | None:
+def reap(pid: int) -> int | None:
+    """The exit code of a child that has ended, or minus its signal; ``None`` where somebody else took it."""
     try:
         found, status = os.waitpid(pid, os.WNOHANG)
     except ChildProcessError:
