@@ -12,7 +12,9 @@ from typing import Any, Generic, Self, TypeVar
 
 import trio
 
-from sandboxrt.bridge.portal import BATCH, SETTLE_S, Batch, Call, Entry, Message, Outcome, Portal, Settled
+from sandboxrt.bridge.call import BATCH, SETTLE_S, Batch, Call, Message, Outcome, Settled
+from sandboxrt.bridge.entry import Entry
+from sandboxrt.bridge.portal import Portal
 from sandboxrt.errors import ClientClosedError
 
 __all__ = ["BlockingClient", "BlockingFacade", "call"]

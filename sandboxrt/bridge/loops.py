@@ -13,7 +13,9 @@ from typing import Any, Generic, Self, TypeVar
 import attrs
 import trio
 
-from sandboxrt.bridge.portal import BATCH, SETTLE_S, Batch, Call, Entry, Message, Outcome, Portal
+from sandboxrt.bridge.call import BATCH, SETTLE_S, Batch, Call, Message, Outcome
+from sandboxrt.bridge.entry import Entry
+from sandboxrt.bridge.portal import Portal
 from sandboxrt.errors import ClientClosedError
 
 __all__ = ["AsyncioClient", "AsyncioFacade", "call"]

@@ -12,12 +12,14 @@ import trio
 
 from sandboxrt.errors import ClientClosedError
 
-__all__ = ["CLOSE_S", "Pending", "Runtime", "current_runtime", "unwrap"]
+__all__ = ["CLOSE_S", "EXITING", "Owned", "Pending", "Runtime", "current_runtime", "unwrap"]
 
 CLOSE_S = 60.0
 """How long the end of a client may take before its caller goes on without it."""
+FINISH_S = 45.0
+"""How long the clients that are open at exit may take to close one after another, before they are cancelled."""
 
-_EXITING = "the interpreter is exiting, and every sandbox of this process was deleted"
+EXITING = "the interpreter is exiting, and every sandbox of this process was deleted"
 
 
 class Pending(Protocol):
@@ -28,17 +30,27 @@ class Pending(Protocol):
         ...
 
 
+class Owned(Protocol):
+    """A client of the run, which the run closes before it ends."""
+
+    async def finish(self) -> None:
+        """Close it. Never raises but ``Cancelled``."""
+        ...
+
+
 class Runtime:
     """A trio run in a daemon thread. Belongs to the process that started it.
 
     Attributes:
         pid: That process.
         nursery: Owns the clients' tasks.
+        owned: The clients that are open, in that order.
     """
 
     def __init__(self) -> None:
         self.pid: int = os.getpid()
         self.nursery: trio.Nursery | None = None
+        self.owned: list[Owned] = []
         self._token: trio.lowlevel.TrioToken | None = None
         self._stop = trio.Event()
         self._ready = threading.Event()
@@ -75,7 +87,7 @@ class Runtime:
                 raise trio.RunFinishedError
             self._token.run_sync_soon(function)
         except trio.RunFinishedError:
-            raise ClientClosedError(_EXITING) from None
+            raise ClientClosedError(EXITING) from None
 
     def close(self) -> None:
         """End the run: what is open is closed, every sandbox deleted. Starts no thread; waits ``CLOSE_S`` at most."""
@@ -94,7 +106,7 @@ class Runtime:
             self._ended = True
             self._ready.set()
             for pending in list(self._pending):
-                pending.fail(ClientClosedError(_EXITING))
+                pending.fail(ClientClosedError(EXITING))
 
     async def _main(self) -> None:
         async with trio.open_nursery() as nursery:
@@ -102,6 +114,9 @@ class Runtime:
             self._token = trio.lowlevel.current_trio_token()
             self._ready.set()
             await self._stop.wait()
+            with trio.move_on_after(FINISH_S):
+                while self.owned:
+                    await self.owned[-1].finish()  # newest first: it may use what an older one has
             nursery.cancel_scope.cancel()
 
 
@@ -122,7 +137,7 @@ def current_runtime() -> Runtime:
         return runtime
     with _lock:
         if _exiting:
-            raise ClientClosedError(_EXITING)
+            raise ClientClosedError(EXITING)
         if _runtime is None or not _runtime.usable:
             fresh = Runtime()
             fresh.start()

@@ -20,7 +20,8 @@ import sandboxrt
 from sandboxrt import ClientClosedError, CommandTimeoutError, SandboxClient
 from sandboxrt.bridge import blocking
 from sandboxrt.bridge.blocking import BlockingClient, BlockingFacade
-from sandboxrt.bridge.portal import Call, Portal
+from sandboxrt.bridge.call import Call
+from sandboxrt.bridge.portal import Portal
 from sandboxrt.testing.fake import FakeEngine, Faults
 from tests.bridge.kit import Made, bounded, fake_engine, until
 
