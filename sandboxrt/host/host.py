@@ -32,6 +32,7 @@ from sandboxrt.host.files import SandboxFile
 from sandboxrt.host.lifetime import check_ttl
 from sandboxrt.host.ports import SandboxRecords, Snapshots
 from sandboxrt.host.sandbox import Sandbox, SandboxStatus, Workshop, sandbox_dir
+from sandboxrt.host.search import FoundFiles, FoundLines
 from sandboxrt.models import IsolationReport, ResourceStatus, Snapshot
 from sandboxrt.protocol.exec import Execute, Reconnect
 from sandboxrt.protocol.rest import CreateSandbox, CreateSnapshot, SandboxInfo, UpdateSandbox
@@ -377,6 +378,18 @@ class Host:
     async def write_file(self, name: str, path: str, content: AsyncIterator[bytes]) -> None:
         """Replace or make a file; errors as :func:`sandboxrt.host.files.write_file` says."""
         await (await self.find(name)).write_file(path, content)
+
+    async def glob(self, name: str, pattern: str, path: str, limit: int | None = None) -> FoundFiles:
+        """Search for names of files; see :meth:`sandboxrt.host.search.Searcher.glob`."""
+        async with (await self.find(name)).searching() as searcher:
+            return await searcher.glob(pattern, path, limit)
+
+    async def grep(
+        self, name: str, text: str, path: str, glob: str | None = None, limit: int | None = None
+    ) -> FoundLines:
+        """Search for text in files; see :meth:`sandboxrt.host.search.Searcher.grep`."""
+        async with (await self.find(name)).searching() as searcher:
+            return await searcher.grep(text, path, glob, limit)
 
     async def isolation(self, name: str) -> IsolationReport:
         """What isolation a sandbox really has."""

@@ -112,6 +112,10 @@ class Launcher:
             self._default_user = await self._lookup(self._image.user)
         return self._default_user
 
+    def tool_environment(self) -> dict[str, str]:
+        """The environment of what the host itself runs in the container: the image's alone."""
+        return {"PATH": DEFAULT_PATH, **self._image.env}
+
     async def _user(self, text: str | None) -> User:
         return await self._lookup(text) if text else await self.default_user()
 

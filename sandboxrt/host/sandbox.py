@@ -33,6 +33,7 @@ from sandboxrt.host.files import SandboxFile, open_file, read_file, resolve_path
 from sandboxrt.host.launch import Launcher
 from sandboxrt.host.lifetime import expiry
 from sandboxrt.host.ports import SandboxRecords, Snapshots
+from sandboxrt.host.search import Searcher
 from sandboxrt.host.sessions import SessionTable
 from sandboxrt.host.spill import SpillFile, SpillQuota
 from sandboxrt.host.stream import OutputStream
@@ -353,6 +354,13 @@ class Sandbox:
         resolve_path(path)
         with self._file_operation("write") as container:
             await write_file(container, path, content, await self._file_owner("write"))
+
+    @contextlib.asynccontextmanager
+    async def searching(self) -> AsyncIterator[Searcher]:
+        """What searches in its files, as its default user."""
+        with self._file_operation("search") as container:
+            owner, (_, launcher) = await self._file_owner("search"), self._ready()
+            yield Searcher(container, self.name, owner, launcher.tool_environment())
 
     def isolation(self) -> IsolationReport:
         """What isolation it really has.

@@ -29,6 +29,7 @@ from sandboxrt.server.exec_ws import SocketSettings, serve_socket
 from sandboxrt.server.execute import execute
 from sandboxrt.server.files import FileSettings, download, upload
 from sandboxrt.server.replies import BusyError, error_reply, reply
+from sandboxrt.server.search import glob, grep
 from sandboxrt.server.sse import StreamSettings, resume, start
 
 __all__ = ["DataPlane", "DataPlaneSettings"]
@@ -118,6 +119,8 @@ class DataPlane:
                 settings.max_transfers,
                 lambda s, r: upload(host, s, r, settings.files),
             ),
+            route("/glob", ["POST"], "search", settings.max_searches, lambda s, r: glob(host, s, r)),
+            route("/grep", ["POST"], "search", settings.max_searches, lambda s, r: grep(host, s, r)),
             route("/download", ["GET"], "transfer", settings.max_transfers, lambda s, r: download(host, s, r)),
             Route(prefix + "/tunnel", _no_tunnel, methods=["GET", "POST"]),
         ]

@@ -34,7 +34,7 @@ MAX_JSON_BYTES = 4 * 1024**2
 """The longest JSON body that is read: a command, its environment and its input."""
 
 _BODY_STALL_S = 60.0
-_OPERATIONS = {"read": "ReadError", "write": "WriteError"}
+_OPERATIONS = {"read": "ReadError", "write": "WriteError", "search": "ReadError"}
 
 
 class BodyError(SandboxClientError):

@@ -10,6 +10,7 @@ The vocabulary, each with the meaning that it has in a real container::
     trap '' TERM           kill -NAME $$               ignore a signal; die by one
     exit [N]               true  false  :              end with a status
     head -c BYTES /dev/zero                            flood
+    find -H DIR ...        command -v NAME             look for files, as the host does
     pwd  cd DIR  export NAME=VALUE  printenv NAME  id -u  tty  stty size  rm FILE  mkdir -p DIR  wait  exec COMMAND
 
 Of its own: ``out-of-memory`` is killed as the kernel kills a process that takes too much.
@@ -29,12 +30,14 @@ import trio
 
 from sandboxrt.engine.base import ExitStatus, FileError, FileErrorKind, Identity
 from sandboxrt.testing.filesystem import File, Folder, MemoryFileSystem
+from sandboxrt.testing.find import find
 from sandboxrt.testing.pipes import Pipe, Terminal
 from sandboxrt.testing.script import AndOr, For, Group, Item, Node, Redirect, ScriptError, Simple, While, Word, parse
 
 __all__ = ["Shell", "Sink", "Surroundings", "Task", "shell_body"]
 
 _MAX_STEPS = 1_000_000
+_NOT_FOUND = 127
 _SIGNALS = {"HUP": 1, "INT": 2, "KILL": 9, "TERM": 15}
 _REASONS = {
     FileErrorKind.NOT_FOUND: "No such file or directory",
@@ -413,6 +416,17 @@ async def _out_of_memory(shell: Shell, words: list[str]) -> int:
     return 0
 
 
+async def _command(shell: Shell, words: list[str]) -> int:
+    known = words[:1] == ["-v"] and len(words) == 2 and words[1] in {*_PROGRAMS, "grep"}
+    return 0 if known else _NOT_FOUND
+
+
+async def _find(shell: Shell, words: list[str]) -> int:
+    for line in find(shell.around.files, shell.cwd, shell.identity, words):
+        await shell.stdout(line)
+    return 0
+
+
 def _print_line(text: Callable[[Shell], str]) -> Callable[[Shell, list[str]], Awaitable[int]]:
     async def program(shell: Shell, words: list[str]) -> int:
         await shell.stdout(f"{text(shell)}\n".encode())
@@ -434,9 +448,11 @@ _PROGRAMS: Mapping[str, Callable[[Shell, list[str]], Awaitable[int]]] = {
     "cd": _cd,
     "chmod": _chmod,
     "echo": _echo,
+    "command": _command,
     "exit": _exit,
     "export": _export,
     "false": _status(1),
+    "find": _find,
     "head": _head,
     "id": _print_line(lambda shell: str(shell.identity.uid)),
     "kill": _kill,
