@@ -1,11 +1,12 @@
-"""The samples of the system's README, word for word but for the import line.
+"""The samples of the system's README, word for word but for the import line, in blocking, trio and asyncio form.
 
-``samples/`` holds them as they are written. The trio form is the same text with every client call awaited
+``samples/`` holds them as they are written. The async forms are the same text with every client call awaited
 (``transform.py``); the kill sample, which uses a thread, is written again below as an async program would.
 """
 
 from __future__ import annotations
 
+import asyncio
 import io
 from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout
@@ -17,6 +18,7 @@ import pytest
 import trio
 
 import sandboxrt
+import sandboxrt.aio
 from tests.readme.transform import asynchronous
 
 pytestmark = [pytest.mark.container, pytest.mark.timeout(180)]
@@ -69,6 +71,15 @@ def _check(expected: Expected, stdout: str, stderr: str, names: dict[str, Any]) 
         assert expected.result(names["result"]), names["result"]
 
 
+@pytest.mark.parametrize("name", EXPECTED)
+def test_blocking(name: str, readme_snapshot_id: str) -> None:
+    with sandboxrt.SandboxClient() as client:
+        names: dict[str, Any] = {"client": client, "snapshot_id": readme_snapshot_id}
+        with redirect_stdout(io.StringIO()) as stdout, redirect_stderr(io.StringIO()) as stderr:
+            exec(compile(_source(name), f"{name}.py", "exec"), names)
+    _check(EXPECTED[name], stdout.getvalue(), stderr.getvalue(), names)
+
+
 def _async_sample(name: str) -> Callable[..., Any]:
     if name == "killing_a_running_command":
         return _kill_sample
@@ -99,6 +110,33 @@ async def test_trio(name: str, readme_snapshot_id: str) -> None:
     _check(EXPECTED[name], stdout.getvalue(), stderr.getvalue(), names)
 
 
+@pytest.mark.parametrize("name", EXPECTED)
+def test_asyncio(name: str, readme_snapshot_id: str) -> None:
+    sample = _async_sample(name)
+
+    async def main() -> dict[str, Any]:
+        async with sandboxrt.aio.AsyncSandboxClient() as client:
+            return await sample(client, readme_snapshot_id)  # type: ignore[no-any-return]
+
+    with redirect_stdout(io.StringIO()) as stdout, redirect_stderr(io.StringIO()) as stderr:
+        names = asyncio.run(main())
+    _check(EXPECTED[name], stdout.getvalue(), stderr.getvalue(), names)
+
+
+def test_quick_start_blocking(readme_host: None) -> None:
+    before, _, after = _source("quick_start").partition(EXISTING)
+    names: dict[str, Any] = {}
+    with redirect_stdout(io.StringIO()) as stdout:
+        exec(compile(before, "quick_start.py", "exec"), names)
+    try:
+        names["client"].create_sandbox(snapshot_id=names["snapshot"].id, name="your-sandbox")
+        exec(compile(after, "quick_start.py", "exec"), names)
+    finally:
+        names["client"].close()
+    assert stdout.getvalue() == "4\n\nTrue\n"
+    assert names["result"].stdout == "4\n"
+
+
 def _quick_start_async() -> Callable[..., Any]:
     names: dict[str, Any] = {}
     source = (
@@ -118,11 +156,31 @@ async def test_quick_start_trio(readme_host: None) -> None:
     assert names["result"].stdout == "4\n"
 
 
+def test_quick_start_asyncio(readme_host: None) -> None:
+    async def main() -> dict[str, Any]:
+        async with sandboxrt.aio.AsyncSandboxClient() as client:
+            return await _quick_start_async()(client)  # type: ignore[no-any-return]
+
+    with redirect_stdout(io.StringIO()) as stdout:
+        names = asyncio.run(main())
+    assert stdout.getvalue() == "4\n\nTrue\n"
+    assert names["result"].stdout == "4\n"
+
+
 def test_async_support_trio(readme_host: None) -> None:
     names: dict[str, Any] = {}
     exec(compile(_source("async_support"), "async_support.py", "exec"), names)
     with redirect_stdout(io.StringIO()) as stdout:
         trio.run(names["main"])
+    assert stdout.getvalue() == "2\n\nasync content\n"
+
+
+def test_async_support_asyncio(readme_host: None) -> None:
+    names: dict[str, Any] = {}
+    source = _source("async_support").replace("from sandboxrt import", "from sandboxrt.aio import")
+    exec(compile(source, "async_support.py", "exec"), names)
+    with redirect_stdout(io.StringIO()) as stdout:
+        asyncio.run(names["main"]())
     assert stdout.getvalue() == "2\n\nasync content\n"
 
 
@@ -138,5 +196,16 @@ async def test_async_streaming_trio(readme_snapshot_id: str) -> None:
     with redirect_stdout(io.StringIO()) as stdout:
         async with sandboxrt.AsyncSandboxClient() as client:
             result = await _async_streaming()(client, readme_snapshot_id)
+    assert result.success
+    assert "building" in stdout.getvalue()
+
+
+def test_async_streaming_asyncio(readme_snapshot_id: str) -> None:
+    async def main() -> sandboxrt.ExecutionResult:
+        async with sandboxrt.aio.AsyncSandboxClient() as client:
+            return await _async_streaming()(client, readme_snapshot_id)  # type: ignore[no-any-return]
+
+    with redirect_stdout(io.StringIO()) as stdout:
+        result = asyncio.run(main())
     assert result.success
     assert "building" in stdout.getvalue()
