@@ -5,7 +5,7 @@ from __future__ import annotations
 import nox
 
 nox.needs_version = ">=2025.2.9"
-nox.options.sessions = ["lint", "types", "docs", "test"]
+nox.options.sessions = ["lint", "types", "facades", "docs", "test"]
 nox.options.reuse_existing_virtualenvs = True
 
 PROJECT = nox.project.load_toml("pyproject.toml")
@@ -38,6 +38,12 @@ def types(session: nox.Session) -> None:
     _install(session, "lint", "test")
     session.run("mypy")
     session.run("pyright", "--verifytypes", "sandboxrt", "--ignoreexternal")
+
+
+@nox.session
+def facades(session: nox.Session) -> None:
+    """Check that the blocking and asyncio clients are what the trio one's source makes them."""
+    session.run("python", "tools/gen_facades.py", "--check")
 
 
 @nox.session

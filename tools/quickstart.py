@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import time
 
-import trio
-
-from sandboxrt import AsyncSandboxClient
+from sandboxrt import SandboxClient
 
 UNTRUSTED = r"""
 import os, platform, socket
@@ -27,23 +25,23 @@ def _ms(since: float) -> str:
     return f"{(time.perf_counter() - since) * 1000:.0f} ms"
 
 
-async def main() -> None:
+def main() -> None:
     """Create a sandbox, run code in it, print what happened and how long it took."""
-    async with AsyncSandboxClient(mode="embedded") as client:
+    with SandboxClient(mode="embedded") as client:
         started = time.perf_counter()
-        async with client.sandbox() as sandbox:
+        with client.sandbox() as sandbox:
             print(f"sandbox {sandbox.name} is ready after {_ms(started)} (the first one also prepares this machine)")
-            await sandbox.write("/home/user/untrusted.py", UNTRUSTED)
+            sandbox.write("/home/user/untrusted.py", UNTRUSTED)
             started = time.perf_counter()
-            result = await sandbox.run("python3 /home/user/untrusted.py")
+            result = sandbox.run("python3 /home/user/untrusted.py")
             print(f"the code ran for {_ms(started)} and printed:\n")
             print(result.stdout + result.stderr)
             print(f"exit code {result.exit_code}")
-            endless = await sandbox.run("sleep 600", timeout=0, wait=False)
-            await endless.kill()
-            print(f"a command that we killed ended with {(await endless.result).exit_code}")
+            endless = sandbox.run("sleep 600", timeout=0, wait=False)
+            endless.kill()
+            print(f"a command that we killed ended with {endless.result.exit_code}")
     print("the sandbox is gone; nothing of it is left on this machine")
 
 
 if __name__ == "__main__":
-    trio.run(main)
+    main()
