@@ -37,6 +37,7 @@ def types(session: nox.Session) -> None:
     """Check types: mypy strict over the package, pyright's completeness of what users import."""
     _install(session, "lint", "test")
     session.run("mypy")
+    session.run("mypy", "tests/facades/typed_use.py")
     session.run("pyright", "--verifytypes", "sandboxrt", "--ignoreexternal")
 
 

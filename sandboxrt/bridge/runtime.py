@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import os
+import sys
 import threading
 from collections.abc import Callable
 from typing import Protocol
@@ -142,6 +143,7 @@ def current_runtime() -> Runtime:
             fresh = Runtime()
             fresh.start()
             _runtime = fresh
+            _also_at_exit_of_multiprocessing()
         return _runtime
 
 
@@ -157,6 +159,13 @@ def _at_exit() -> None:
     _exiting = True
     if _runtime is not None:
         _runtime.close()
+
+
+def _also_at_exit_of_multiprocessing() -> None:
+    """Its children end by ``os._exit``, which no atexit handler sees; they run finalizers of their own."""
+    multiprocessing, util = sys.modules.get("multiprocessing"), sys.modules.get("multiprocessing.util")
+    if multiprocessing is not None and util is not None and multiprocessing.parent_process() is not None:
+        util.Finalize(None, _at_exit, exitpriority=10)
 
 
 def _after_fork() -> None:

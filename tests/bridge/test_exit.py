@@ -243,3 +243,22 @@ def test_a_forked_child_leaves_the_parents_blocks_quietly_and_exits(tmp_path: Pa
         """
     )
     assert output == "7 alive\n"
+
+
+@pytest.mark.container
+def test_children_of_multiprocessing_clean_up_after_themselves(tmp_path: Path) -> None:
+    with assert_nothing_left(tmp_path):
+        output = run(
+            f"""
+            import multiprocessing
+            def child():
+                client = sandboxrt.SandboxClient(mode="embedded", state_dir={str(tmp_path)!r})
+                sys.stdout.write(client.create_sandbox().run("echo child").stdout)
+            with sandboxrt.SandboxClient(mode="embedded", state_dir={str(tmp_path)!r}) as client:
+                process = multiprocessing.get_context("fork").Process(target=child)
+                process.start()
+                process.join()
+                print(process.exitcode, os.listdir({str(tmp_path / "sandboxes")!r}))
+            """
+        )
+    assert output == "child\n0 []\n"
