@@ -53,6 +53,8 @@ class Feature(enum.Enum):
     """``kill_tree`` ends everything the process started, and ``wait_tree`` knows when it is gone."""
     OWN_PTY = "own-pty"
     """Terminals are the sandbox's own (``tty`` prints a path, job control works)."""
+    TERMINAL_EOF = "terminal-eof"
+    """The end-of-input character (^D) ends the input of a program that reads from a terminal."""
     PORTS = "ports"
     """``connect`` reaches TCP ports inside."""
     FREEZE = "freeze"

@@ -168,7 +168,7 @@ class OciContainer:
     report: IsolationReport
     _channel: InitChannel | ExecChannel
     _remains: _Remains
-    _groups_commands: bool
+    _has_guest_kernel: bool
     _closing: trio.Lock = attrs.field(factory=trio.Lock, init=False)
     _closed: bool = attrs.field(default=False, init=False)
 
@@ -177,11 +177,13 @@ class OciContainer:
 
     @property
     def features(self) -> frozenset[Feature]:
-        """Everything, but what needs control groups where there are none."""
+        """Everything, but what needs control groups where there are none, and what a guest kernel lacks."""
         always = {Feature.OWN_PTY, Feature.PORTS}
+        if not self._has_guest_kernel:
+            always.add(Feature.TERMINAL_EOF)
         grouped = {Feature.TREE_KILL, Feature.FREEZE}
         cgroups = self._remains.cgroups
-        has_tree = self._groups_commands and cgroups is not None and cgroups.tree_folder is not None
+        has_tree = not self._has_guest_kernel and cgroups is not None and cgroups.tree_folder is not None
         return frozenset(always | grouped if has_tree else always)
 
     @property
@@ -191,7 +193,8 @@ class OciContainer:
 
     async def spawn(self, spec: ProcessSpec) -> Process:
         """See :class:`~sandboxrt.engine.base.Container`."""
-        cgroups = self._remains.cgroups if self._groups_commands else None
+        # The host cannot move processes that are another kernel's.
+        cgroups = None if self._has_guest_kernel else self._remains.cgroups
         return await self._channel.spawn(spec, None if cgroups is None else cgroups.command_group())
 
     async def open_file(self, path: str, identity: Identity) -> OpenFile:
@@ -282,9 +285,8 @@ class OciEngine:
             except BaseException:
                 await remains.free()
                 raise
-        # The host cannot move processes that are another kernel's.
-        groups_commands = probe.facts.runtime.kind not in GUEST_KERNEL_RUNTIMES
-        return OciContainer(spec.id, probe.report, channel, remains, groups_commands)
+        has_guest_kernel = probe.facts.runtime.kind in GUEST_KERNEL_RUNTIMES
+        return OciContainer(spec.id, probe.report, channel, remains, has_guest_kernel)
 
     async def discard(self, state_dir: Path) -> None:
         """See :class:`~sandboxrt.engine.base.Engine`."""

@@ -175,7 +175,7 @@ class FakeContainer:
     @property
     def features(self) -> frozenset[Feature]:
         """All but ports: there is no network."""
-        return frozenset({Feature.TREE_KILL, Feature.OWN_PTY})
+        return frozenset({Feature.TREE_KILL, Feature.OWN_PTY, Feature.TERMINAL_EOF})
 
     @property
     def task_count(self) -> int:

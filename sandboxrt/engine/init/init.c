@@ -66,7 +66,7 @@ enum {
 };
 
 enum request_kind { REQ_SPAWN = 1, REQ_OPEN = 2, REQ_REPLACE = 3, REQ_SOCKET = 4, REQ_SIGNAL = 5 };
-enum request_flag { FLAG_PTY = 1, FLAG_KEEP_GROUPS = 2 };
+enum request_flag { FLAG_PTY = 1, FLAG_KEEP_GROUPS = 2, FLAG_IN_SESSION = 4 /* relay.h only */ };
 enum record_kind {
     REC_READY = 1,
     REC_EXITED = 2,
@@ -272,18 +272,6 @@ static int is_kernel_fs(int fd)
 
 /* ---- SPAWN ------------------------------------------------------------------------------------------------------- */
 
-static int open_slave(int master, int number)
-{
-    int slave = ioctl(master, TIOCGPTPEER, O_RDWR | O_NOCTTY | O_CLOEXEC);
-    char path[32];
-
-    if (slave >= 0 || (errno != ENOTTY && errno != EINVAL && errno != ENOSYS))
-        return slave;
-    /* By name only where the kernel cannot do without (gVisor's). */
-    snprintf(path, sizeof path, "/dev/pts/%d", number);
-    return open(path, O_RDWR | O_NOCTTY | O_NOFOLLOW | O_CLOEXEC);
-}
-
 static void take_terminal(int gate, const struct request *req)
 {
     struct winsize size = {.ws_col = req->columns, .ws_row = req->rows};
@@ -295,7 +283,7 @@ static void take_terminal(int gate, const struct request *req)
         master = open("/dev/ptmx", O_RDWR | O_NOCTTY | O_NONBLOCK | O_CLOEXEC);
     if (master < 0 || ioctl(master, TIOCSPTLCK, &unlock) < 0 || ioctl(master, TIOCGPTN, &number) < 0)
         fail(gate, req, STAGE_TERMINAL, errno);
-    int slave = open_slave(master, number);
+    int slave = ioctl(master, TIOCGPTPEER, O_RDWR | O_NOCTTY | O_CLOEXEC);
     if (slave < 0 || ioctl(slave, TIOCSWINSZ, &size) < 0 || (req->uid != 0 && fchown(slave, req->uid, -1) < 0) ||
         ioctl(slave, TIOCSCTTY, 0) < 0)
         fail(gate, req, STAGE_TERMINAL, errno);
@@ -306,6 +294,15 @@ static void take_terminal(int gate, const struct request *req)
         if (dup2(slave, fd) < 0)
             fail(gate, req, STAGE_STDIO, errno);
     close(slave);
+}
+
+/* Of the session that we were born into, whose terminal `fd` is. Signals are blocked, so it does not stop us. */
+static void lead_foreground(int fd)
+{
+    pid_t me = getpid();
+
+    setpgid(0, 0);
+    ioctl(fd, TIOCSPGRP, &me);
 }
 
 /* execvpe without its excursion to /bin/sh: a file that is no program is an error. */
@@ -363,7 +360,10 @@ static _Noreturn void run_spawn(const struct request *req, const int *fds)
         pointers[i < req->argc ? i : i + 1] = next; /* a NULL stands between the two */
         next += strlen(next) + 1;
     }
-    setsid();
+    if (req->flags & FLAG_IN_SESSION)
+        lead_foreground(fds[2]);
+    else
+        setsid();
     if (req->flags & FLAG_PTY)
         take_terminal(gate, req);
     else

@@ -14,6 +14,8 @@
  * standard input and output, which are one socket, are the connection.
  */
 
+#include <termios.h>
+
 enum { FRAME_BYTES = 1 << 16, INPUT_WINDOW = 1 << 18, STREAMS = 2 };
 
 enum frame_kind {
@@ -50,6 +52,7 @@ static char frame_data[FRAME_BYTES];
 static struct {
     pid_t leader; /* not reaped yet; 0 for none */
     int has_terminal, has_ended;
+    char terminal[32]; /* the name of one that we lead the session of, and make the signals for; else empty */
     int input; /* where input goes, or -1 */
     char pending[INPUT_WINDOW];
     size_t pending_start, pending_end;
@@ -190,11 +193,48 @@ static void take_input(const struct frame *head)
     session.pending_end += head->length;
 }
 
+/* gVisor's terminals make no signals of ^C and the like: for those, we do. Returns how much of the input comes before
+   such a character; with none before it, the signal was sent and `*signum` says which. */
+static size_t until_signal(const char *data, size_t size, int *signum)
+{
+    static const struct {
+        int index, signum;
+    } keys[] = {{VINTR, SIGINT}, {VQUIT, SIGQUIT}, {VSUSP, SIGTSTP}};
+    struct termios mode;
+
+    *signum = 0;
+    if (!session.terminal[0] || tcgetattr(session.input, &mode) < 0 || !(mode.c_lflag & ISIG))
+        return size;
+    for (size_t i = 0; i < size; i++)
+        for (size_t k = 0; k < sizeof keys / sizeof *keys; k++)
+            if ((cc_t)data[i] == mode.c_cc[keys[k].index] && data[i] != 0) {
+                if (i == 0)
+                    *signum = keys[k].signum;
+                return i;
+            }
+    return size;
+}
+
+static void signal_foreground(int signum)
+{
+    int fd = open(session.terminal, O_RDWR | O_NOCTTY | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC);
+    pid_t group = 0;
+
+    if (fd >= 0 && ioctl(fd, TIOCGPGRP, &group) == 0 && group > 1)
+        kill(-group, signum);
+    if (fd >= 0)
+        close(fd);
+}
+
 static void pass_input(void)
 {
-    ssize_t n = write(session.input, session.pending + session.pending_start,
-                      session.pending_end - session.pending_start);
+    int signum;
+    const char *data = session.pending + session.pending_start;
+    size_t size = until_signal(data, session.pending_end - session.pending_start, &signum);
+    ssize_t n = signum ? 1 : write(session.input, data, size);
 
+    if (signum)
+        signal_foreground(signum);
     if (n < 0 && (errno == EAGAIN || errno == EINTR))
         return;
     if (n < 0) {
@@ -267,6 +307,23 @@ static void obey(const struct frame *head)
     }
 }
 
+/* What the end of a session's leader does to its terminal, where we lead in place of the program. */
+static void hang_up(void)
+{
+    signal_foreground(SIGHUP);
+    for (int passes = 0; session.output[0].fd >= 0 && session.output[0].credit > 0 && passes < 64; passes++) {
+        struct pollfd rest = {.fd = session.output[0].fd, .events = POLLIN};
+        if (poll(&rest, 1, 0) <= 0)
+            break;
+        pass_output(0);
+    }
+    if (session.output[0].fd >= 0) {
+        drop_output(0);
+        say(FRAME_OUTPUT_END, 0, 0, NULL, 0);
+    }
+    drop_input();
+}
+
 static void reap_leader(void)
 {
     struct signalfd_siginfo info;
@@ -278,6 +335,8 @@ static void reap_leader(void)
     while ((pid = waitpid(-1, &status, WNOHANG)) > 0)
         if (pid == session.leader) {
             session.leader = 0;
+            if (session.terminal[0])
+                hang_up();
             say(FRAME_EXITED, status, 0, NULL, 0);
         }
 }
@@ -376,12 +435,45 @@ static void make_pipe(const struct request *req, int *inside, int *ours, int is_
         (void)!fchown(*inside, req->uid, req->gid);
 }
 
-static _Noreturn void relay_spawn(const struct request *req, int strings)
+/* Make a terminal and lead its session, where the kernel's terminals can neither be opened without their names nor make
+   signals (gVisor's, for both). Returns whether that is so. */
+static int lead_terminal(const struct request *req, int *fds)
+{
+    struct winsize size = {.ws_col = req->columns, .ws_row = req->rows};
+    int unlock = 0, number, master = open("/dev/ptmx", O_RDWR | O_NOCTTY | O_NONBLOCK | O_CLOEXEC);
+
+    if (master < 0 || ioctl(master, TIOCSPTLCK, &unlock) < 0 || ioctl(master, TIOCGPTN, &number) < 0)
+        give_up(STAGE_TERMINAL, errno);
+    int slave = ioctl(master, TIOCGPTPEER, O_RDWR | O_NOCTTY | O_CLOEXEC);
+    if (slave >= 0) {
+        close(slave);
+        close(master);
+        return 0;
+    }
+    snprintf(session.terminal, sizeof session.terminal, "/dev/pts/%d", number);
+    setsid(); /* an error means that we lead one already */
+    slave = open(session.terminal, O_RDWR | O_NOCTTY | O_NOFOLLOW | O_CLOEXEC);
+    if (slave < 0 || ioctl(slave, TIOCSCTTY, 0) < 0 || ioctl(slave, TIOCSWINSZ, &size) < 0 ||
+        (req->uid != 0 && fchown(slave, req->uid, -1) < 0))
+        give_up(STAGE_TERMINAL, errno);
+    fds[2] = slave;
+    fds[3] = fcntl(slave, F_DUPFD_CLOEXEC, 3);
+    fds[4] = fcntl(slave, F_DUPFD_CLOEXEC, 3);
+    session.has_terminal = 1;
+    session.output[0].fd = master;
+    session.input = fcntl(master, F_DUPFD_CLOEXEC, 3);
+    return 1;
+}
+
+static _Noreturn void relay_spawn(struct request *req, int strings)
 {
     int fds[MAX_FDS] = {-1, strings}, count = 2, fd;
     struct record rec;
 
-    if (!(req->flags & FLAG_PTY)) {
+    if (req->flags & FLAG_PTY && lead_terminal(req, fds)) {
+        count = MAX_FDS;
+        req->flags = (req->flags & ~(uint32_t)FLAG_PTY) | FLAG_IN_SESSION;
+    } else if (!(req->flags & FLAG_PTY)) {
         count = MAX_FDS;
         if (req->argument)
             make_pipe(req, &fds[2], &session.input, 1);

@@ -7,9 +7,10 @@ containers. A host is a driver already. Its command settings should have short g
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 
+from sandboxrt.engine.base import Feature
 from sandboxrt.testing.conformance.driver import Case, Driver, Outcome, converse, run
 from sandboxrt.testing.conformance.files import FILE_CASES
 from sandboxrt.testing.conformance.lifecycle import LIFECYCLE_CASES
@@ -17,14 +18,32 @@ from sandboxrt.testing.conformance.sessions import SESSION_CASES
 
 __all__ = [
     "ALL_CASES",
+    "CASE_FEATURES",
     "FILE_CASES",
     "LIFECYCLE_CASES",
     "SESSION_CASES",
     "Case",
     "Driver",
     "Outcome",
+    "cases_for",
     "converse",
     "run",
 ]
 
 ALL_CASES: Mapping[str, Case] = MappingProxyType({**SESSION_CASES, **FILE_CASES, **LIFECYCLE_CASES})
+
+CASE_FEATURES: Mapping[str, frozenset[Feature]] = MappingProxyType(
+    {
+        "terminals": frozenset({Feature.OWN_PTY}),
+        "a_terminal_knows_end_of_input": frozenset({Feature.OWN_PTY, Feature.TERMINAL_EOF}),
+        "a_terminal_knows_interrupt": frozenset({Feature.OWN_PTY}),
+    }
+)
+"""What an exec strategy must have declared for a case to be asked of it; nothing for those not named here."""
+
+
+def cases_for(features: Iterable[Feature], cases: Mapping[str, Case] | None = None) -> dict[str, Case]:
+    """The cases (all of them where left out) that an implementation with these features must pass."""
+    declared = frozenset(features)
+    chosen = ALL_CASES if cases is None else cases
+    return {name: case for name, case in chosen.items() if CASE_FEATURES.get(name, frozenset()) <= declared}

@@ -411,14 +411,21 @@ async def terminals(driver: Driver) -> None:
 
 
 @_case
-async def a_terminal_knows_end_of_input_and_interrupt(driver: Driver) -> None:
-    """^D and ^C."""
+async def a_terminal_knows_end_of_input(driver: Driver) -> None:
+    """^D."""
     async with sandbox(driver) as name:
         with trio.fail_after(_LIMIT_S):
             async with converse(driver, name, Execute(command="echo go; cat; echo end", pty=True)) as reader:
                 await reader.until("go")
                 await reader.link.send(CloseStdin())
                 assert (await reader.to_end()).exit_code == 0
+
+
+@_case
+async def a_terminal_knows_interrupt(driver: Driver) -> None:
+    """^C."""
+    async with sandbox(driver) as name:
+        with trio.fail_after(_LIMIT_S):
             async with converse(driver, name, Execute(command="echo go; exec sleep 25", pty=True)) as reader:
                 await reader.until("go")
                 await trio.sleep(0.2)
