@@ -11,7 +11,7 @@ from pathlib import Path
 
 import attrs
 
-from sandboxrt.models import Isolation, Limits
+from sandboxrt.models import Isolation, Limits, RunConfig
 
 __all__ = ["CreateSandbox", "CreateSnapshot", "SandboxInfo", "UpdateSandbox"]
 
@@ -34,6 +34,10 @@ class SandboxInfo:
     vcpus: float | None = None
     mem_bytes: int | None = None
     fs_capacity_bytes: int | None = None
+    delete_after_stop_seconds: int | None = None
+    stopped_at: str | None = None
+    labels: Mapping[str, str] = attrs.field(factory=dict)
+    run_config: RunConfig | None = None
 
 
 @attrs.frozen(kw_only=True)
@@ -43,6 +47,15 @@ class CreateSandbox:
     ``name`` is made by the client, so that a repeated or cancelled create can be found again. ``limits`` has the
     defaults already filled in; with ``disk_of_snapshot`` the snapshot's own ``fs_capacity_bytes`` takes the place of
     the default disk size. ``require`` and ``allow_unenforced_limits`` go no further than embedded hosts.
+
+    Attributes:
+        snapshot: A snapshot's id, ``name:tag``, or bare name (protocol.md §2.5); instead of the other two.
+        run_config: How commands run when their callers say nothing; over what the snapshot says.
+        labels: The caller's own marks.
+        tenant: Whose it is. Names are unique within a tenant; embedded hosts have the one tenant ``""``.
+        exclusive: Refuse a name that is taken. Otherwise, and with the ``idempotency_key`` of the first request, a
+            repeated create waits for the sandbox of the first.
+        idempotency_key: Made by the client for one create and sent with its every repetition; ours.
     """
 
     name: str
@@ -57,6 +70,13 @@ class CreateSandbox:
     require: frozenset[Isolation] | None = None
     allow_unenforced_limits: bool = False
     env: Mapping[str, str] = attrs.field(factory=dict)
+    snapshot: str | None = None
+    run_config: RunConfig | None = None
+    labels: Mapping[str, str] = attrs.field(factory=dict)
+    delete_after_stop_seconds: int | None = None
+    tenant: str = ""
+    exclusive: bool = False
+    idempotency_key: str | None = attrs.field(default=None, repr=False)
 
 
 @attrs.frozen(kw_only=True)
@@ -66,6 +86,8 @@ class UpdateSandbox:
     new_name: str | None = None
     ttl_seconds: int | None = None
     idle_ttl_seconds: int | None = None
+    delete_after_stop_seconds: int | None = None
+    run_config: RunConfig | None = None
 
 
 @attrs.frozen(kw_only=True)
@@ -82,6 +104,9 @@ class CreateSnapshot:
         registry_url: A registry to take short names from instead of the configured ones.
         tls_verify: ``False`` accepts a registry without TLS or with a certificate nobody signed.
         auth_file: A containers-auth.json to use instead of the user's own.
+        tag: The snapshot's tag; once it is ready, ``name:tag`` means it and no longer the one before.
+        run_config: How commands run in its sandboxes when nobody says otherwise.
+        tenant: Whose it is, as of sandboxes.
     """
 
     name: str
@@ -92,3 +117,6 @@ class CreateSnapshot:
     registry_password: str | None = attrs.field(default=None, repr=False)
     tls_verify: bool | None = None
     auth_file: Path | None = None
+    tag: str | None = None
+    run_config: RunConfig | None = None
+    tenant: str = ""
