@@ -61,29 +61,30 @@ class Served:
     port: int
     http: httpx.AsyncClient
 
-    def url(self, path: str, sandbox: str = "box", scheme: str = "ws") -> str:
-        return f"{scheme}://127.0.0.1:{self.port}/box/{sandbox}{path}"
-
     @asynccontextmanager
     async def connect(self, sandbox: str = "box") -> AsyncIterator[Peer]:
-        async with trio_websocket.open_websocket_url(
-            self.url("/execute/ws", sandbox), receive_buffer_size=2**18, disconnect_timeout=2
-        ) as connection:
-            yield Peer(connection)
+        # trio-websocket leaves a TCP connection open whose server closed the WebSocket first.
+        async with self.raw(sandbox) as (_, peer):
+            yield peer
+            await peer.socket.aclose()
 
     @asynccontextmanager
     async def raw(self, sandbox: str = "box") -> AsyncIterator[tuple[trio.SocketStream, Peer]]:
         """A WebSocket whose TCP connection the caller may mistreat."""
         stream = await trio.open_tcp_stream("127.0.0.1", self.port)
-        async with trio.open_nursery() as nursery:
-            connection = await trio_websocket.wrap_client_stream(
-                nursery, stream, "127.0.0.1", f"/box/{sandbox}/execute/ws", receive_buffer_size=2**18
-            )
-            try:
+        try:
+            async with trio.open_nursery() as nursery:
+                connection = await trio_websocket.wrap_client_stream(
+                    nursery, stream, "127.0.0.1", f"/box/{sandbox}/execute/ws", receive_buffer_size=2**18
+                )
                 yield stream, Peer(connection)
-            finally:
                 nursery.cancel_scope.cancel()
-        await trio.aclose_forcefully(stream)
+        except BaseExceptionGroup as group:
+            if len(group.exceptions) == 1:
+                raise group.exceptions[0] from None
+            raise
+        finally:
+            await trio.aclose_forcefully(stream)
 
 
 def text_of(frames: list[dict[str, Any]], stream: str = "stdout", start: int = 0) -> str:
