@@ -14,6 +14,7 @@ Source: ours.
 from __future__ import annotations
 
 from sandboxrt.store.database import SCHEMA_VERSION, run_blocking
+from sandboxrt.store.keys import DEFAULT_TENANT, ApiKey, KeyRecords, NewKey
 from sandboxrt.store.rows import (
     UID_BLOCK_BASE,
     UID_BLOCK_COUNT,
@@ -25,10 +26,14 @@ from sandboxrt.store.rows import (
 from sandboxrt.store.store import Store
 
 __all__ = [
+    "DEFAULT_TENANT",
     "SCHEMA_VERSION",
     "UID_BLOCK_BASE",
     "UID_BLOCK_COUNT",
     "UID_BLOCK_SIZE",
+    "ApiKey",
+    "KeyRecords",
+    "NewKey",
     "SandboxRow",
     "SnapshotRow",
     "Store",

@@ -63,6 +63,70 @@ _MIGRATIONS: Final[tuple[tuple[str, ...], ...]] = (
         "CREATE INDEX sandboxes_by_owner ON sandboxes (owner_id)",
         "CREATE INDEX sandboxes_by_snapshot ON sandboxes (snapshot_id)",
     ),
+    # Tenants: names are unique within each, and the machine's own processes are the tenant ''. Dropping a table is the
+    # only way to loosen a UNIQUE; nothing refers to sandboxes.
+    (
+        """CREATE TABLE sandboxes_2 (
+            seq INTEGER PRIMARY KEY AUTOINCREMENT,
+            id TEXT NOT NULL UNIQUE,
+            tenant TEXT NOT NULL,
+            name TEXT NOT NULL,
+            owner_id TEXT NOT NULL,
+            snapshot_id TEXT NOT NULL REFERENCES snapshots (id),
+            status TEXT NOT NULL,
+            status_message TEXT,
+            uid_block INTEGER NOT NULL UNIQUE,
+            limits TEXT NOT NULL,
+            require TEXT,
+            allow_unenforced_limits INTEGER NOT NULL,
+            ttl_seconds INTEGER,
+            idle_ttl_seconds INTEGER,
+            delete_after_stop_seconds INTEGER,
+            env TEXT NOT NULL,
+            labels TEXT NOT NULL,
+            run_config TEXT,
+            keep INTEGER NOT NULL,
+            idempotency_key TEXT,
+            stopped_at TEXT,
+            created_at TEXT NOT NULL,
+            updated_at TEXT NOT NULL,
+            UNIQUE (tenant, name)
+        )""",
+        """INSERT INTO sandboxes_2 (seq, id, tenant, name, owner_id, snapshot_id, status, status_message, uid_block,
+            limits, require, allow_unenforced_limits, ttl_seconds, idle_ttl_seconds, env, labels, keep, created_at,
+            updated_at)
+        SELECT seq, id, '', name, owner_id, snapshot_id, status, status_message, uid_block, limits, require,
+            allow_unenforced_limits, ttl_seconds, idle_ttl_seconds, env, '{}', 0, created_at, updated_at
+        FROM sandboxes""",
+        "DROP TABLE sandboxes",
+        "ALTER TABLE sandboxes_2 RENAME TO sandboxes",
+        "CREATE INDEX sandboxes_by_owner ON sandboxes (owner_id)",
+        "CREATE INDEX sandboxes_by_snapshot ON sandboxes (snapshot_id)",
+        "ALTER TABLE snapshots ADD COLUMN tenant TEXT NOT NULL DEFAULT ''",
+        "ALTER TABLE snapshots ADD COLUMN tag TEXT",
+        "ALTER TABLE snapshots ADD COLUMN run_config TEXT",
+        """CREATE TABLE snapshot_tags (
+            tenant TEXT NOT NULL,
+            name TEXT NOT NULL,
+            tag TEXT NOT NULL,
+            snapshot_id TEXT NOT NULL REFERENCES snapshots (id) ON DELETE CASCADE,
+            PRIMARY KEY (tenant, name, tag)
+        )""",
+        "CREATE INDEX snapshot_tags_by_snapshot ON snapshot_tags (snapshot_id)",
+        """CREATE TABLE tenants (
+            id TEXT PRIMARY KEY,
+            name TEXT NOT NULL UNIQUE,
+            created_at TEXT NOT NULL
+        )""",
+        """CREATE TABLE api_keys (
+            id TEXT PRIMARY KEY,
+            tenant_id TEXT NOT NULL REFERENCES tenants (id),
+            label TEXT NOT NULL,
+            hash TEXT NOT NULL,
+            created_at TEXT NOT NULL,
+            revoked_at TEXT
+        )""",
+    ),
 )
 """One tuple of statements a schema version. Append only: a state folder in the field has run those before."""
 

@@ -12,7 +12,7 @@ from typing import Any, Final
 import attrs
 
 from sandboxrt.errors import ResourceNotFoundError
-from sandboxrt.models import Isolation, Limits, Snapshot
+from sandboxrt.models import Isolation, Limits, RunConfig, Snapshot
 
 __all__ = [
     "FREE_BLOCK",
@@ -28,6 +28,7 @@ __all__ = [
     "find_snapshot",
     "one_sandbox",
     "one_snapshot",
+    "run_config_to_text",
     "select_sandboxes",
     "update_row",
 ]
@@ -58,7 +59,7 @@ class SandboxRow:
 
     Attributes:
         id: UUID with dashes, as the protocol shows it.
-        name: Unique in the state folder.
+        name: Unique within the tenant.
         owner_id: The owner that runs it.
         snapshot_id: What it was made from.
         status: ``provisioning``, ``ready``, ``failed`` or ``stopped``.
@@ -67,7 +68,12 @@ class SandboxRow:
         require: Isolation that its creator asked for; ``None`` means the default.
         ttl_seconds: Longest life; 0 means none, ``None`` not set. ``idle_ttl_seconds`` likewise.
         env: Environment of its commands.
-        created_at: ISO-8601, UTC. ``updated_at`` likewise.
+        created_at: ISO-8601, UTC. ``updated_at`` and ``stopped_at`` likewise.
+        tenant: Whose it is.
+        labels: Its creator's own marks.
+        run_config: How its commands run when their callers say nothing.
+        keep: Whether its files outlive its owner; the next server takes it over.
+        idempotency_key: What tells a repeated create from another one.
     """
 
     id: str
@@ -85,11 +91,34 @@ class SandboxRow:
     env: Mapping[str, str] = attrs.field(repr=False)
     created_at: str
     updated_at: str
+    tenant: str = ""
+    labels: Mapping[str, str] = attrs.field(factory=dict)
+    run_config: RunConfig | None = None
+    delete_after_stop_seconds: int | None = None
+    keep: bool = False
+    idempotency_key: str | None = attrs.field(default=None, repr=False)
+    stopped_at: str | None = None
 
     @property
     def engine_id(self) -> str:
         """The id as engines want it: 32 hex digits, no dashes."""
         return self.id.replace("-", "")
+
+
+def run_config_to_text(config: RunConfig | None) -> str | None:
+    """A run configuration as a column has it."""
+    if config is None:
+        return None
+    env = None if config.env_vars is None else dict(config.env_vars)
+    return json.dumps({"user": config.user, "work_dir": config.work_dir, "env_vars": env})
+
+
+def _run_config(text: str | RunConfig | None) -> RunConfig | None:
+    return RunConfig(**json.loads(text)) if isinstance(text, str) else text
+
+
+def _tags(text: str | tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(sorted(json.loads(text))) if isinstance(text, str) else text
 
 
 @attrs.frozen(kw_only=True)
@@ -103,6 +132,10 @@ class SnapshotRow:
         owner_id: Who built it; only a living owner's ``building`` can become ``ready``.
         fingerprint: What the content depends on outside the state folder, if anything.
         content: Layers and image configuration, as the snapshot library wrote them.
+        tenant: Whose it is.
+        tag: The tag that it takes when it becomes ready.
+        run_config: How commands run in its sandboxes when nobody says otherwise.
+        tags: The tags that mean it now.
     """
 
     id: str
@@ -121,6 +154,10 @@ class SnapshotRow:
     content: str | None
     created_at: str
     updated_at: str
+    tenant: str = ""
+    tag: str | None = None
+    run_config: RunConfig | None = attrs.field(default=None, converter=_run_config)
+    tags: tuple[str, ...] = attrs.field(default=(), converter=_tags)
 
     @property
     def public(self) -> Snapshot:
@@ -137,6 +174,8 @@ class SnapshotRow:
             source_sandbox_id=self.source_sandbox_id,
             created_at=self.created_at,
             updated_at=self.updated_at,
+            tags=self.tags,
+            run_config=self.run_config,
         )
 
 
@@ -152,9 +191,15 @@ def canonical_id(text: str) -> str | None:
 
 SANDBOX_COLUMNS: Final = (
     "id, name, owner_id, snapshot_id, status, status_message, uid_block, limits, require, allow_unenforced_limits,"
-    " ttl_seconds, idle_ttl_seconds, env, created_at, updated_at"
+    " ttl_seconds, idle_ttl_seconds, env, created_at, updated_at, tenant, labels, run_config,"
+    " delete_after_stop_seconds, keep, idempotency_key, stopped_at"
 )
-SNAPSHOT_COLUMNS: Final = ", ".join(field.name for field in attrs.fields(SnapshotRow))
+SNAPSHOT_COLUMNS: Final = ", ".join(
+    field.name
+    if field.name != "tags"
+    else "(SELECT json_group_array(t.tag) FROM snapshot_tags AS t WHERE t.snapshot_id = snapshots.id) AS tags"
+    for field in attrs.fields(SnapshotRow)
+)
 
 
 def _sandbox_row(row: sqlite3.Row) -> SandboxRow:
@@ -166,6 +211,9 @@ def _sandbox_row(row: sqlite3.Row) -> SandboxRow:
         require=None if require is None else frozenset(Isolation(value) for value in json.loads(require)),
         allow_unenforced_limits=bool(values.pop("allow_unenforced_limits")),
         env=json.loads(values.pop("env")),
+        labels=json.loads(values.pop("labels")),
+        run_config=_run_config(values.pop("run_config")),
+        keep=bool(values.pop("keep")),
         **values,
     )
 
@@ -182,12 +230,14 @@ def one_sandbox(db: sqlite3.Connection, where: str, arguments: tuple[Any, ...]) 
     return row
 
 
-def find_sandbox(db: sqlite3.Connection, name_or_id: str) -> SandboxRow:
-    """The sandbox of that name, or else of that id. Raises ``ResourceNotFoundError``."""
-    for where, argument in (("name = ?", name_or_id), ("id = ?", canonical_id(name_or_id))):
-        found = select_sandboxes(db, where, (argument,)) if argument else ()
-        if found:
-            return found[0]
+def find_sandbox(db: sqlite3.Connection, name_or_id: str, tenant: str = "") -> SandboxRow:
+    """The sandbox of that name in a tenant, or else of that id anywhere. Raises ``ResourceNotFoundError``."""
+    found = select_sandboxes(db, "tenant = ? AND name = ?", (tenant, name_or_id))
+    sandbox_id = canonical_id(name_or_id)
+    if not found and sandbox_id is not None:
+        found = select_sandboxes(db, "id = ?", (sandbox_id,))
+    if found:
+        return found[0]
     raise ResourceNotFoundError(f"Sandbox '{name_or_id}' not found", "sandbox")
 
 
@@ -199,20 +249,41 @@ def one_snapshot(db: sqlite3.Connection, snapshot_id: str) -> SnapshotRow:
     return SnapshotRow(**dict(row))
 
 
-def find_snapshot(db: sqlite3.Connection, id_or_name: str) -> SnapshotRow:
-    """The snapshot of that id, or else the newest ready one of that name. Raises ``ResourceNotFoundError``."""
-    snapshot_id = canonical_id(id_or_name)
+def find_snapshot(
+    db: sqlite3.Connection, reference: str, tenant: str | None = None, *, newest: bool = False
+) -> SnapshotRow:
+    """The snapshot that a reference means: an id, ``name:tag``, or a bare name.
+
+    A bare name means ``name:latest``, else (or with ``newest``) the newest ready one of that name, else the newest.
+    Without a tenant an id is enough to find any tenant's snapshot, and names are the machine's own.
+
+    Raises:
+        ResourceNotFoundError: It means none.
+    """
+    missing = ResourceNotFoundError(f"Snapshot '{reference}' not found", "snapshot")
+    snapshot_id = canonical_id(reference)
     if snapshot_id is not None:
         with contextlib.suppress(ResourceNotFoundError):
-            return one_snapshot(db, snapshot_id)
-    row = db.execute(
-        f"SELECT {SNAPSHOT_COLUMNS} FROM snapshots WHERE name = ?"  # noqa: S608
+            row = one_snapshot(db, snapshot_id)
+            if tenant in (None, row.tenant):
+                return row
+    owner = tenant or ""
+    name, colon, tag = reference.rpartition(":")
+    tagged = (name, tag) if colon else (reference, "latest")
+    if colon or not newest:
+        found = db.execute(
+            "SELECT snapshot_id FROM snapshot_tags WHERE tenant = ? AND name = ? AND tag = ?", (owner, *tagged)
+        ).fetchone()
+        if found is not None:
+            return one_snapshot(db, found[0])
+    found = db.execute(
+        f"SELECT {SNAPSHOT_COLUMNS} FROM snapshots WHERE tenant = ? AND name = ?"  # noqa: S608
         " ORDER BY status = 'ready' DESC, seq DESC LIMIT 1",
-        (id_or_name,),
+        (owner, reference),
     ).fetchone()
-    if row is None:
-        raise ResourceNotFoundError(f"Snapshot '{id_or_name}' not found", "snapshot")
-    return SnapshotRow(**dict(row))
+    if found is None:
+        raise missing
+    return SnapshotRow(**dict(found))
 
 
 def update_row(db: sqlite3.Connection, table: str, key: str, changes: Mapping[str, Any]) -> None:

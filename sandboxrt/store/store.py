@@ -23,7 +23,7 @@ from sandboxrt.errors import (
     SandboxNotReadyError,
     ValidationError,
 )
-from sandboxrt.models import Isolation, Limits
+from sandboxrt.models import Isolation, Limits, RunConfig
 from sandboxrt.store.database import connect, migrate, naming, run_blocking, transaction
 from sandboxrt.store.owners import OwnerLock
 from sandboxrt.store.rows import (
@@ -38,6 +38,7 @@ from sandboxrt.store.rows import (
     find_snapshot,
     one_sandbox,
     one_snapshot,
+    run_config_to_text,
     select_sandboxes,
     update_row,
 )
@@ -120,7 +121,9 @@ class Store:
             self._connection.close()
         self._lock.release(forget=not left)
 
-    async def _run(self, function: Callable[[sqlite3.Connection], T], *, write: bool = True) -> T:
+    async def transact(self, function: Callable[[sqlite3.Connection], T], *, write: bool = True) -> T:
+        """Run a function on the database in one transaction: for the other tables of this package."""
+
         def call() -> T:
             with naming(self.state_dir):
                 if not write:
@@ -147,6 +150,12 @@ class Store:
         ttl_seconds: int | None = None,
         idle_ttl_seconds: int | None = None,
         env: Mapping[str, str] | None = None,
+        tenant: str = "",
+        labels: Mapping[str, str] | None = None,
+        run_config: RunConfig | None = None,
+        delete_after_stop_seconds: int | None = None,
+        keep: bool = False,
+        idempotency_key: str | None = None,
     ) -> SandboxRow:
         """Record a new sandbox of this owner and give it the lowest free uid block.
 
@@ -160,7 +169,7 @@ class Store:
         stamp = self._stamp()
 
         def add(db: sqlite3.Connection) -> SandboxRow:
-            if db.execute("SELECT 1 FROM sandboxes WHERE name = ?", (name,)).fetchone():
+            if db.execute("SELECT 1 FROM sandboxes WHERE tenant = ? AND name = ?", (tenant, name)).fetchone():
                 raise ResourceAlreadyExistsError(f"Sandbox '{name}' already exists", "sandbox")
             snapshot = db.execute("SELECT status FROM snapshots WHERE id = ?", (snapshot_id,)).fetchone()
             if snapshot is None:
@@ -172,8 +181,9 @@ class Store:
                 raise QuotaExceededError(f"All {UID_BLOCK_COUNT} uid blocks are taken", "sandbox_count")
             db.execute(
                 "INSERT INTO sandboxes (id, name, owner_id, snapshot_id, status, uid_block, limits, require,"
-                " allow_unenforced_limits, ttl_seconds, idle_ttl_seconds, env, created_at, updated_at)"
-                " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                " allow_unenforced_limits, ttl_seconds, idle_ttl_seconds, env, created_at, updated_at, tenant, labels,"
+                " run_config, delete_after_stop_seconds, keep, idempotency_key)"
+                " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 (
                     sandbox_id,
                     name,
@@ -189,19 +199,27 @@ class Store:
                     json.dumps(dict(env or {})),
                     stamp,
                     stamp,
+                    tenant,
+                    json.dumps(dict(labels or {})),
+                    run_config_to_text(run_config),
+                    delete_after_stop_seconds,
+                    keep,
+                    idempotency_key,
                 ),
             )
             return one_sandbox(db, "id = ?", (sandbox_id,))
 
-        return await self._run(add)
+        return await self.transact(add)
 
     async def set_sandbox_status(self, name_or_id: str, status: str, message: str | None = None) -> SandboxRow:
-        """Change a sandbox's status and message.
+        """Change a sandbox's status and message; ``stopped`` is dated.
 
         Raises:
             ResourceNotFoundError: There is no such sandbox.
         """
-        return await self._update_sandbox(name_or_id, {"status": status, "status_message": message})
+        stopped_at = self._stamp() if status == "stopped" else None
+        changes = {"status": status, "status_message": message, "stopped_at": stopped_at}
+        return await self._update_sandbox(name_or_id, changes)
 
     async def update_sandbox(
         self,
@@ -210,14 +228,22 @@ class Store:
         new_name: str | None = None,
         ttl_seconds: int | None = None,
         idle_ttl_seconds: int | None = None,
+        delete_after_stop_seconds: int | None = None,
+        run_config: RunConfig | None = None,
     ) -> SandboxRow:
-        """Change a sandbox's name or TTLs; ``None`` leaves as is.
+        """Change a sandbox's name, TTLs or run configuration; ``None`` leaves as is.
 
         Raises:
             ResourceNotFoundError: There is no such sandbox.
             ResourceNameConflictError: The new name belongs to another one.
         """
-        wanted = {"name": new_name, "ttl_seconds": ttl_seconds, "idle_ttl_seconds": idle_ttl_seconds}
+        wanted = {
+            "name": new_name,
+            "ttl_seconds": ttl_seconds,
+            "idle_ttl_seconds": idle_ttl_seconds,
+            "delete_after_stop_seconds": delete_after_stop_seconds,
+            "run_config": run_config_to_text(run_config),
+        }
         return await self._update_sandbox(
             name_or_id, {key: value for key, value in wanted.items() if value is not None}
         )
@@ -235,7 +261,7 @@ class Store:
                 raise ResourceNameConflictError(f"Sandbox name '{changes['name']}' is taken", "sandbox") from error
             return one_sandbox(db, "id = ?", (row.id,))
 
-        return await self._run(update)
+        return await self.transact(update)
 
     async def remove_sandbox(self, name_or_id: str) -> None:
         """Forget a sandbox and free its uid block. Harmless when it is gone already.
@@ -248,23 +274,23 @@ class Store:
                 row = find_sandbox(db, name_or_id)
                 db.execute("DELETE FROM sandboxes WHERE id = ?", (row.id,))
 
-        await self._run(remove)
+        await self.transact(remove)
 
-    async def find_sandbox(self, name_or_id: str) -> SandboxRow:
-        """The sandbox of that name, or else of that id (with or without dashes).
+    async def find_sandbox(self, name_or_id: str, tenant: str = "") -> SandboxRow:
+        """The sandbox of that name in a tenant, or else of that id (with or without dashes) in any.
 
         Raises:
             ResourceNotFoundError: There is none.
         """
-        return await self._run(lambda db: find_sandbox(db, name_or_id), write=False)
+        return await self.transact(lambda db: find_sandbox(db, name_or_id, tenant), write=False)
 
     async def list_sandboxes(self) -> tuple[SandboxRow, ...]:
         """All sandboxes in the state folder, whoever owns them, oldest first."""
-        return await self._run(lambda db: select_sandboxes(db, "1", ()), write=False)
+        return await self.transact(lambda db: select_sandboxes(db, "1", ()), write=False)
 
     async def sandboxes_of(self, owner_id: str) -> tuple[SandboxRow, ...]:
         """The sandboxes of one owner, oldest first."""
-        return await self._run(lambda db: select_sandboxes(db, "owner_id = ?", (owner_id,)), write=False)
+        return await self.transact(lambda db: select_sandboxes(db, "owner_id = ?", (owner_id,)), write=False)
 
     # -- owners ------------------------------------------------------------------------------------------------------
 
@@ -287,7 +313,7 @@ class Store:
             mine = {self.owner_id, *self._claims}
             return tuple(sorted(o for o in owners - mine if OwnerLock.is_free(self._lock_path(o))))
 
-        return await self._run(find, write=False)
+        return await self.transact(find, write=False)
 
     @contextlib.asynccontextmanager
     async def claim_owner(self, owner_id: str) -> AsyncIterator[bool]:
@@ -295,13 +321,13 @@ class Store:
 
         Among all processes exactly one claim of an owner is held at a time, and none once it was forgotten.
         """
-        lock = await self._run(lambda db: self._take(db, owner_id), write=False)
+        lock = await self.transact(lambda db: self._take(db, owner_id), write=False)
         for _ in range(_CLAIM_TRIES):
             # Another's passing question "is it free?" holds a shared lock for some microseconds.
-            if lock is not None or not await self._run(lambda db: self._is_free(owner_id), write=False):
+            if lock is not None or not await self.transact(lambda db: self._is_free(owner_id), write=False):
                 break
             await trio.sleep(0.005)
-            lock = await self._run(lambda db: self._take(db, owner_id), write=False)
+            lock = await self.transact(lambda db: self._take(db, owner_id), write=False)
         if lock is None:
             yield False
             return
@@ -312,6 +338,26 @@ class Store:
             self._claims.pop(owner_id, None)
             lock.release(forget=False)
 
+    async def adopt_sandbox(self, sandbox_id: str, status: str) -> SandboxRow:
+        """Take over a claimed owner's sandbox, as ``stopped`` or what it else was.
+
+        Raises:
+            ResourceNotFoundError: There is no such sandbox.
+            ValueError: Its owner is not claimed by this store.
+        """
+        stamp = self._stamp()
+
+        def adopt(db: sqlite3.Connection) -> SandboxRow:
+            row = find_sandbox(db, sandbox_id)
+            if row.owner_id not in self._claims:
+                raise ValueError(f"owner {row.owner_id} is not claimed by this store: use claim_owner")
+            stopped_at = row.stopped_at or stamp if status == "stopped" else None
+            changes = {"owner_id": self.owner_id, "status": status, "stopped_at": stopped_at}
+            update_row(db, "sandboxes", row.id, changes)
+            return one_sandbox(db, "id = ?", (row.id,))
+
+        return await self.transact(adopt)
+
     async def forget_owner(self, owner_id: str) -> None:
         """Remove a claimed owner with all its sandboxes from the records, after what they held was freed.
 
@@ -321,7 +367,7 @@ class Store:
         lock = self._claims.get(owner_id)
         if lock is None:
             raise ValueError(f"owner {owner_id} is not claimed by this store: use claim_owner")
-        await self._run(lambda db: db.execute("DELETE FROM sandboxes WHERE owner_id = ?", (owner_id,)))
+        await self.transact(lambda db: db.execute("DELETE FROM sandboxes WHERE owner_id = ?", (owner_id,)))
         await run_blocking(self._limiter, lambda: lock.release(forget=True))
 
     def _take(self, db: sqlite3.Connection, owner_id: str) -> OwnerLock | None:
@@ -354,16 +400,19 @@ class Store:
         source_sandbox_id: str | None = None,
         fingerprint: str | None = None,
         content: str | None = None,
+        tenant: str = "",
+        tag: str | None = None,
+        run_config: RunConfig | None = None,
     ) -> SnapshotRow:
-        """Record a snapshot that this owner builds. Names need not be unique: the newest ready one is meant."""
+        """Record a snapshot that this owner builds. Names need not be unique: see :meth:`find_snapshot`."""
         snapshot_id = str(uuid.uuid4())
         stamp = self._stamp()
 
         def add(db: sqlite3.Connection) -> SnapshotRow:
             db.execute(
                 "INSERT INTO snapshots (id, name, kind, status, owner_id, fs_capacity_bytes, docker_image,"
-                " source_sandbox_id, fingerprint, content, created_at, updated_at)"
-                " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                " source_sandbox_id, fingerprint, content, created_at, updated_at, tenant, tag, run_config)"
+                " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 (
                     snapshot_id,
                     name,
@@ -377,11 +426,14 @@ class Store:
                     content,
                     stamp,
                     stamp,
+                    tenant,
+                    tag,
+                    run_config_to_text(run_config),
                 ),
             )
             return one_snapshot(db, snapshot_id)
 
-        return await self._run(add)
+        return await self.transact(add)
 
     async def finish_snapshot(
         self, snapshot_id: str, *, content: str, fs_used_bytes: int | None = None, image_digest: str | None = None
@@ -413,30 +465,68 @@ class Store:
         stamp = self._stamp()
 
         def end(db: sqlite3.Connection) -> SnapshotRow:
-            if one_snapshot(db, snapshot_id).status != "building":
+            row = one_snapshot(db, snapshot_id)
+            if row.status != "building":
                 raise ResourceNotFoundError(f"Snapshot '{snapshot_id}' is not being built any more", "snapshot")
             update_row(db, "snapshots", snapshot_id, {**changes, "updated_at": stamp})
+            if changes["status"] == "ready" and row.tag is not None:
+                # A tag moves when the new snapshot can be used, so a failed build takes nothing away.
+                db.execute(
+                    "INSERT OR REPLACE INTO snapshot_tags (tenant, name, tag, snapshot_id) VALUES (?, ?, ?, ?)",
+                    (row.tenant, row.name, row.tag, row.id),
+                )
             return one_snapshot(db, snapshot_id)
 
-        return await self._run(end)
+        return await self.transact(end)
 
-    async def find_snapshot(self, id_or_name: str) -> SnapshotRow:
-        """The snapshot of that id, or else the newest ready one of that name (or the newest, if none is ready).
+    async def find_snapshot(self, reference: str, tenant: str | None = None, *, newest: bool = False) -> SnapshotRow:
+        """The snapshot that an id, ``name:tag`` or bare name means; see :func:`sandboxrt.store.rows.find_snapshot`.
+
+        Args:
+            reference: Which.
+            tenant: Only this one's; ``None`` finds any by id and the machine's own by name.
+            newest: A bare name means the newest ready one even where another is tagged ``latest``.
 
         Raises:
             ResourceNotFoundError: There is none.
         """
-        return await self._run(lambda db: find_snapshot(db, id_or_name), write=False)
+        return await self.transact(lambda db: find_snapshot(db, reference, tenant, newest=newest), write=False)
+
+    async def snapshot_tags(self, name: str, tenant: str = "") -> tuple[tuple[str, str], ...]:
+        """The tags of a snapshot's name, each with the id that it means.
+
+        Raises:
+            ResourceNotFoundError: No snapshot of that name was ever ready.
+        """
+
+        def select(db: sqlite3.Connection) -> tuple[tuple[str, str], ...]:
+            known = db.execute(
+                "SELECT 1 FROM snapshots WHERE tenant = ? AND name = ? AND status = 'ready'", (tenant, name)
+            ).fetchone()
+            if known is None:
+                raise ResourceNotFoundError(f"Snapshot name '{name}' not found", "snapshot")
+            rows = db.execute(
+                "SELECT tag, snapshot_id FROM snapshot_tags WHERE tenant = ? AND name = ? ORDER BY tag", (tenant, name)
+            )
+            return tuple((row[0], row[1]) for row in rows)
+
+        return await self.transact(select, write=False)
 
     async def list_snapshots(
-        self, *, name_contains: str | None = None, limit: int | None = None, offset: int | None = None
+        self,
+        *,
+        name_contains: str | None = None,
+        limit: int | None = None,
+        offset: int | None = None,
+        tenant: str = "",
     ) -> tuple[SnapshotRow, ...]:
-        """A page of snapshots, newest first.
+        """A page of a tenant's snapshots, newest first.
 
         Args:
             name_contains: Only names that contain this, upper and lower case alike.
             limit: 1 to 500, default 50.
             offset: How many to pass over, default 0.
+            tenant: Whose.
 
         Raises:
             ValidationError: ``limit`` or ``offset`` is out of range.
@@ -451,13 +541,13 @@ class Store:
 
         def page(db: sqlite3.Connection) -> tuple[SnapshotRow, ...]:
             rows = db.execute(
-                f"SELECT {SNAPSHOT_COLUMNS} FROM snapshots WHERE ? = '' OR instr(casefold(name), ?) > 0"  # noqa: S608
-                " ORDER BY seq DESC LIMIT ? OFFSET ?",
-                (needle, needle, limit, offset),
+                f"SELECT {SNAPSHOT_COLUMNS} FROM snapshots"  # noqa: S608
+                " WHERE tenant = ? AND (? = '' OR instr(casefold(name), ?) > 0) ORDER BY seq DESC LIMIT ? OFFSET ?",
+                (tenant, needle, needle, limit, offset),
             )
             return tuple(SnapshotRow(**dict(row)) for row in rows)
 
-        return await self._run(page, write=False)
+        return await self.transact(page, write=False)
 
     async def snapshots_where(self, *, kind: str | None = None, status: str | None = None) -> tuple[SnapshotRow, ...]:
         """All snapshots of a kind and status, newest first."""
@@ -470,7 +560,7 @@ class Store:
             )
             return tuple(SnapshotRow(**dict(row)) for row in rows)
 
-        return await self._run(select, write=False)
+        return await self.transact(select, write=False)
 
     async def remove_snapshot(self, snapshot_id: str) -> SnapshotRow:
         """Forget a snapshot, by its id; its files are the caller's to remove, afterwards.
@@ -494,7 +584,7 @@ class Store:
             db.execute("DELETE FROM snapshots WHERE id = ?", (row.id,))
             return row
 
-        return await self._run(remove)
+        return await self.transact(remove)
 
     async def users_of_snapshot(self, snapshot_id: str) -> tuple[str, ...]:
         """Names of the sandboxes that were made from a snapshot."""
@@ -503,4 +593,4 @@ class Store:
             rows = db.execute("SELECT name FROM sandboxes WHERE snapshot_id = ? ORDER BY name", (snapshot_id,))
             return tuple(row[0] for row in rows)
 
-        return await self._run(names, write=False)
+        return await self.transact(names, write=False)

@@ -108,8 +108,10 @@ async def test_no_block_is_left(store: Store, tmp_path: Path) -> None:
         # All but the last block taken, without that many rows of real size.
         db.execute("UPDATE sandboxes SET uid_block = 0")
         db.executemany(
-            "INSERT INTO sandboxes SELECT NULL, 'id' || ?1, 'name' || ?1, owner_id, snapshot_id, status, NULL, ?1,"
-            " limits, NULL, 0, NULL, NULL, env, created_at, updated_at FROM sandboxes WHERE uid_block = 0",
+            "INSERT INTO sandboxes (id, tenant, name, owner_id, snapshot_id, status, uid_block, limits,"
+            " allow_unenforced_limits, env, labels, keep, created_at, updated_at)"
+            " SELECT 'id' || ?1, '', 'name' || ?1, owner_id, snapshot_id, status, ?1, limits, 0, env, labels, 0,"
+            " created_at, updated_at FROM sandboxes WHERE uid_block = 0",
             [(number,) for number in range(1, UID_BLOCK_COUNT - 1)],
         )
     row = await add(store, "fits", snapshot_id)
