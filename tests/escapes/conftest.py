@@ -66,9 +66,15 @@ def _own_address(datagrams: socket.socket) -> str:
     return name
 
 
+@pytest.fixture(scope="session")
+def state_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One for all tests, so that what is prepared once (programs, disk templates) is prepared once."""
+    return tmp_path_factory.mktemp("escapes") / "state"
+
+
 @pytest.fixture
-def place(tmp_path: Path) -> Workplace:
-    return workplace(tmp_path / "state")
+def place(state_dir: Path) -> Workplace:
+    return workplace(state_dir)
 
 
 @pytest.fixture(params=["crun", "runc"])

@@ -54,7 +54,7 @@ def build_layer(folder: Path, probe: Path) -> Layer:
 
 def workplace(folder: Path) -> Workplace:
     """A state folder for containers."""
-    (folder / "sandboxes").mkdir(parents=True)
+    (folder / "sandboxes").mkdir(parents=True, exist_ok=True)
     return Workplace(folder)
 
 

@@ -39,10 +39,8 @@ async def _collect(folder: Path, runtime: str, layer: Layer, canary: HostCanary)
 
 
 @pytest.fixture(scope="module", params=["crun", "runc"])
-def verdicts(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, layer: Layer, canary: HostCanary
-) -> Verdicts:
-    return trio.run(_collect, tmp_path_factory.mktemp("attempts") / "state", request.param, layer, canary)
+def verdicts(request: pytest.FixtureRequest, state_dir: Path, layer: Layer, canary: HostCanary) -> Verdicts:
+    return trio.run(_collect, state_dir, request.param, layer, canary)
 
 
 @pytest.mark.parametrize("attempt", ATTEMPTS, ids=lambda attempt: attempt.id)

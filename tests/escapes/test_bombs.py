@@ -122,6 +122,8 @@ async def test_descriptors_and_pipes(engine: OciEngine, place: Workplace, layer:
     async with running(engine, place, layer) as container:
         taken, error = _count(await ask(container, "descriptors", "100000"))
         assert (error, 100 < taken <= 20_000) == ("EMFILE", True)
+        limits = (await ask(container, "dump", "/proc/self/limits")).splitlines()
+        assert [line.split()[-3:-1] for line in limits if line.startswith("Max core file size")] == [["0", "0"]]
         async with holding(container, "pipes", "100000", identity=USER) as said:
             taken, error = _count(said)
             # By the number of descriptors, or before it by the memory of this user's pipes.

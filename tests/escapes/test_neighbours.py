@@ -78,7 +78,8 @@ async def test_killing_everyone_spares_neighbours_host_and_the_first_process(
         assert await ask(other, "kill_everyone") == "refused SURVIVED"
         assert await ask(other, "census") == "0"
         assert await ask(one, "census") == "1"
-        assert Path(f"/proc/{canary.pid}/stat").read_text().rpartition(")")[2].split()[0] == "S"
+        # Asleep, or stopped by a control that traced it; not dead.
+        assert Path(f"/proc/{canary.pid}/stat").read_text().rpartition(")")[2].split()[0] in "STt"
 
 
 async def test_ids_on_the_host_are_in_blocks_of_their_own(engine: OciEngine, place: Workplace, layer: Layer) -> None:

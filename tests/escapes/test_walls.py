@@ -63,13 +63,11 @@ async def _collect(folder: Path, runtime: str, layer: Layer, canary: HostCanary)
 
 
 @pytest.fixture(scope="module", params=["crun", "runc"])
-def powerful(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, layer: Layer, canary: HostCanary
-) -> Mapping[str, str]:
+def powerful(request: pytest.FixtureRequest, state_dir: Path, layer: Layer, canary: HostCanary) -> Mapping[str, str]:
     """The verdicts in a container whose root has every capability that matters."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(bundle, "CAPABILITIES", (*bundle.CAPABILITIES, *POWERFUL))
-        return trio.run(_collect, tmp_path_factory.mktemp("walls") / "state", request.param, layer, canary)
+        return trio.run(_collect, state_dir, request.param, layer, canary)
 
 
 @pytest.mark.parametrize("attempt", FILTERED, ids=lambda attempt: attempt.id)
