@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import glob
 import os
@@ -12,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.bridge.kit import Program, bounded, python_path, run
+from sandboxrt import SandboxClient
+from tests.bridge.kit import Program, bounded, python_path, run, until
 from tests.leaks import assert_nothing_left
 
 VERSIONS = ("3.11", "3.12", "3.13", "3.14")
@@ -262,3 +264,42 @@ def test_children_of_multiprocessing_clean_up_after_themselves(tmp_path: Path) -
             """
         )
     assert output == "child\n0 []\n"
+
+
+@pytest.mark.container
+def test_a_forked_child_does_not_keep_the_containers_of_its_dead_parent(tmp_path: Path) -> None:
+    with Program.start(
+        f"""
+        client = sandboxrt.SandboxClient(mode="embedded", state_dir={str(tmp_path)!r})
+        sb = client.create_sandbox()
+        pid = os.fork()
+        if pid == 0:
+            os.close(1), os.close(2)
+            deadline = time.monotonic() + 30
+            while not os.path.exists({str(tmp_path / "enough")!r}) and time.monotonic() < deadline:
+                time.sleep(0.02)
+            os._exit(0)
+        print(sb.id.replace("-", ""), pid, flush=True)
+        time.sleep(30)
+        """
+    ) as program:
+        assert program.process.stdout is not None
+        group, child = program.process.stdout.readline().split()
+        assert _processes_of(group)
+        program.process.kill()
+        until(lambda: not _processes_of(group), 5)
+    assert os.path.exists(f"/proc/{child}")
+    (tmp_path / "enough").touch()
+    until(lambda: not os.path.exists(f"/proc/{child}"), 5)
+    with SandboxClient(mode="embedded", state_dir=tmp_path) as client:  # removes what is left on disk
+        assert client.list_sandboxes() == []
+    assert os.listdir(tmp_path / "sandboxes") == []
+
+
+def _processes_of(group: str) -> list[str]:
+    found = []
+    for path in glob.glob("/proc/[0-9]*/cgroup"):
+        with contextlib.suppress(OSError):
+            if group in Path(path).read_text():
+                found.append(path)
+    return found

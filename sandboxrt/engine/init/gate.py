@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import array
 import contextlib
+import os
 import socket
 import struct
+import weakref
 
 import attrs
 import trio
@@ -20,6 +22,8 @@ _INT_BYTES = array.array("i").itemsize
 # The length, not the space: its padding would have room for one descriptor more.
 _ANCILLARY_BYTES = socket.CMSG_SPACE(_UCRED.size) + socket.CMSG_LEN(_INT_BYTES)
 _RECEIVE_FLAGS = socket.MSG_CMSG_CLOEXEC | socket.MSG_DONTWAIT
+
+_open: weakref.WeakSet[socket.socket] = weakref.WeakSet()
 
 
 @attrs.frozen
@@ -77,6 +81,7 @@ class RecordSocket:
     with_credentials: bool = False
 
     def __attrs_post_init__(self) -> None:
+        _open.add(self._sock)
         self._sock.setblocking(False)
         if self.with_credentials:
             self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
@@ -150,3 +155,12 @@ def _parse(data: bytes, ancillary: list[tuple[int, int, bytes]], flags: int) -> 
             return None
         record = Record.unpack(data)
         return Message(record, fds.take(received[0]) if received else None, sender)
+
+
+def _close_in_child() -> None:
+    # A container ends when the last copy of its socket is closed: a forked child must not keep its parent's alive.
+    for sock in list(_open):
+        sock.close()
+
+
+os.register_at_fork(after_in_child=_close_in_child)
