@@ -70,6 +70,9 @@ async def test_paths_and_links_to_the_host_lead_inside(
         for path in (f"/proc/1/root{canary.file}", f"/proc/1/cwd{canary.file}"):
             assert await refusal(container, path) in (Kind.PERMISSION, Kind.LOOP), path
             assert await refusal(container, path, writing=True) in (Kind.PERMISSION, Kind.LOOP), path
+        # No link of the kernel's is followed at all, wherever it leads.
+        for path in ("/proc/self/root/etc/hostname", "/proc/self/cwd/etc/hostname", "/proc/self/exe"):
+            assert await refusal(container, path) is Kind.LOOP, path
         assert canary.file.read_text() == "host"
         # The same links are good for what is inside: they were followed, and not out.
         await write(container, str(canary.file), b"inside")
