@@ -25,12 +25,23 @@ pytestmark = [pytest.mark.container, pytest.mark.timeout(120)]
 FIRST_ID = 2**30
 SUBORDINATE = f"stranger:{FIRST_ID}:65536\n"
 
+# What reading and writing from outside gives; "special" is a folder of the probe's, "link" leads to a host's file.
+PATHS = {
+    "/root/link": ({"not-found"}, {"not-found"}),
+    "/proc/self/root/etc/hostname": ({"loop"}, {"loop"}),
+    "/proc/1/root/etc/hostname": ({"permission", "loop"}, {"permission", "loop"}),
+    "/proc/sys/kernel/core_pattern": ({"permission"}, {"permission"}),
+    "/root/special/fifo": ({"not-regular"}, {"not-regular"}),
+    "/root/special/zero": ({"not-regular"}, {"not-regular"}),
+    "/root/special/loop": ({"loop"}, {"loop"}),
+}
+
 PROGRAM = """
 import json, sys
 sys.path[:0] = json.loads(sys.argv[1])
 import trio
 from pathlib import Path
-from sandboxrt.engine.base import Identity, Layer
+from sandboxrt.engine.base import FileError, Identity, Layer
 from sandboxrt.engine.oci import OciEngine
 from tests.escapes.kit import ask, ask_all, first_line, holding, running, start, workplace
 
@@ -56,7 +67,24 @@ async def main():
                 asked = ["tcp,127.0.0.1,8000", "abstract,meet", "read,/tmp/meet", "queue,/meet", "shared_memory"]
                 found["meeting"] = [said, await ask_all(container, asked), await ask_all(neighbour, asked)]
                 found["census"] = [await ask(container, "census"), await ask(neighbour, "census")]
+        for text in ("symlink " + sys.argv[6] + " /root/link", "specials /root/special"):
+            await ask(container, *text.split())
+        found["reads"] = [await kind(container, path) for path in json.loads(sys.argv[7])]
+        found["writes"] = [await kind(container, path, True) for path in json.loads(sys.argv[7])]
     print(json.dumps(found))
+
+async def kind(container, path, writing=False):
+    async def content():
+        yield b"escaped"
+    try:
+        with trio.fail_after(10):
+            if writing:
+                await container.replace_file(path, content(), Identity())
+            else:
+                await (await container.open_file(path, Identity())).aclose()
+    except FileError as error:
+        return error.kind.value
+    return "opened"
 
 trio.run(main)
 """
@@ -81,7 +109,19 @@ def found(
     ]
     paths = json.dumps([str(Path(__file__).parents[2])])
     state = folder / "state" / "escapes"
-    done = as_user(folder, SUBORDINATE, PROGRAM, paths, str(state), request.param, json.dumps(questions), str(root))
+    arguments = (json.dumps(questions), str(root), str(canary.file), json.dumps(list(PATHS)))
+    done = as_user(folder, SUBORDINATE, PROGRAM, paths, str(state), request.param, *arguments)
+        folder,
+        SUBORDINATE,
+        PROGRAM,
+        paths,
+        str(state),
+        request.param,
+        json.dumps(questions),
+        str(root),
+        str(canary.file),
+        json.dumps(list(PATHS)),
+    )
     assert done.returncode == 0, done.stderr
     answers: Found = json.loads(done.stdout)
     assert list((state / "sandboxes").iterdir()) == []
@@ -120,3 +160,10 @@ def test_a_neighbour_is_not_found(found: Found) -> None:
     assert all(verdict.startswith("ALLOWED") for verdict in same.values()), same
     assert all(verdict in ("refused ECONNREFUSED", "refused ENOENT") for verdict in other.values()), other
     assert found["census"] == ["1", "0"]
+
+
+def test_the_hosts_file_calls_are_not_led_astray(found: Found, canary: HostCanary) -> None:
+    for path, reading, writing in zip(PATHS, found["reads"], found["writes"], strict=True):
+        assert reading in PATHS[path][0], (path, reading)
+        assert writing in PATHS[path][1], (path, writing)
+    assert canary.file.read_text() == "host"
