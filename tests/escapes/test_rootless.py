@@ -111,17 +111,6 @@ def found(
     state = folder / "state" / "escapes"
     arguments = (json.dumps(questions), str(root), str(canary.file), json.dumps(list(PATHS)))
     done = as_user(folder, SUBORDINATE, PROGRAM, paths, str(state), request.param, *arguments)
-        folder,
-        SUBORDINATE,
-        PROGRAM,
-        paths,
-        str(state),
-        request.param,
-        json.dumps(questions),
-        str(root),
-        str(canary.file),
-        json.dumps(list(PATHS)),
-    )
     assert done.returncode == 0, done.stderr
     answers: Found = json.loads(done.stdout)
     assert list((state / "sandboxes").iterdir()) == []
