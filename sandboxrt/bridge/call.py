@@ -89,7 +89,7 @@ class Call(Generic[T]):
         try:
             nursery.start_soon(self._run)
         except RuntimeError:  # closed to new tasks
-            self.fail(ClientClosedError("the client is closed"))
+            self.fail(ClientClosedError("the client is closed; make a new one"))
 
     def fail(self, error: BaseException) -> None:
         """End it without having run."""

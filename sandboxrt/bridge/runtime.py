@@ -20,6 +20,7 @@ CLOSE_S = 60.0
 FINISH_S = 45.0
 """How long the clients that are open at exit may take to close one after another, before they are cancelled."""
 
+_FAILED = "sandboxrt's thread has failed, for the reason on standard error; make a new client"
 EXITING = "the interpreter is exiting, and every sandbox of this process was deleted"
 
 
@@ -88,7 +89,7 @@ class Runtime:
                 raise trio.RunFinishedError
             self._token.run_sync_soon(function)
         except trio.RunFinishedError:
-            raise ClientClosedError(EXITING) from None
+            raise self._end_error() from None
 
     def close(self) -> None:
         """End the run: what is open is closed, every sandbox deleted. Starts no thread; waits ``CLOSE_S`` at most."""
@@ -107,7 +108,10 @@ class Runtime:
             self._ended = True
             self._ready.set()
             for pending in list(self._pending):
-                pending.fail(ClientClosedError(EXITING))
+                pending.fail(self._end_error())
+
+    def _end_error(self) -> ClientClosedError:
+        return ClientClosedError(EXITING if self._stop.is_set() else _FAILED)
 
     async def _main(self) -> None:
         async with trio.open_nursery() as nursery:

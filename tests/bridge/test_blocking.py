@@ -123,6 +123,25 @@ def test_blocks_that_outlive_the_client_end_quietly(engine: FakeEngine, tmp_path
         assert engine.containers == {}
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_fault_in_the_thread_fails_its_calls_and_spares_later_clients() -> None:
+    def fault() -> None:
+        raise RuntimeError("a fault of ours")
+
+    portal = Portal(_Swallows())
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(blocking.call, portal, trio.sleep_forever)
+        until(waiting.running)
+        time.sleep(0.1)
+        portal.runtime().post(fault)
+        with bounded(5), pytest.raises(ClientClosedError):
+            waiting.result()
+    until(lambda: portal.ended)
+    with pytest.raises(ClientClosedError, match="make a new client"):
+        blocking.call(portal, trio.lowlevel.checkpoint)
+    assert blocking.call(Portal(_Swallows()), lambda: _soon(2)) == 2
+
+
 # -- results -----------------------------------------------------------------------------------------------------------
 
 
