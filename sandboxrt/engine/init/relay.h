@@ -303,6 +303,8 @@ static void obey(const struct frame *head)
     case FRAME_RESIZE:
         if (session.has_terminal && session.output[0].fd >= 0)
             ioctl(session.output[0].fd, TIOCSWINSZ, &size);
+        if (session.terminal[0])
+            signal_foreground(SIGWINCH);
         break;
     }
 }

@@ -47,6 +47,7 @@ class _Job:
             await self.relay.serve(self._dispatch)
         finally:
             self._changed.set()
+            await self.relay.aclose()
 
     def _dispatch(self, frame: Frame) -> None:
         if frame.kind is FrameKind.FAILED and not (frame.a in _STAGES and 0 <= frame.b < 4096):

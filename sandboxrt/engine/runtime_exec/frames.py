@@ -85,13 +85,15 @@ class FrameReader:
         """
         self._buffer += data
         found = []
-        while len(self._buffer) >= HEADER_BYTES:
-            kind, length, a, b = _HEADER.unpack_from(self._buffer)
+        start = 0
+        while len(self._buffer) - start >= HEADER_BYTES:
+            kind, length, a, b = _HEADER.unpack_from(self._buffer, start)
             if kind not in _FROM_INSIDE or length > MAX_PAYLOAD_BYTES:
                 raise InitProtocolError(f"an impossible frame (kind {kind}, {length} bytes)")
-            end = HEADER_BYTES + length
+            end = start + HEADER_BYTES + length
             if len(self._buffer) < end:
                 break
-            found.append(Frame(FrameKind(kind), a, b, bytes(memoryview(self._buffer)[HEADER_BYTES:end])))
-            del self._buffer[:end]
+            found.append(Frame(FrameKind(kind), a, b, bytes(self._buffer[start + HEADER_BYTES : end])))
+            start = end
+        del self._buffer[:start]
         return found

@@ -194,6 +194,7 @@ class Session:
             self.exited.set()
             for output in self.outputs:
                 output.end()
+            await self.relay.aclose()
 
 
 def _exit_status(status: int) -> ExitStatus:

@@ -75,6 +75,7 @@ class Relay:
     _ended: trio.Event = attrs.field(factory=trio.Event, init=False)
     _reader: FrameReader = attrs.field(factory=FrameReader, init=False)
     _is_closed: bool = attrs.field(default=False, init=False)
+    _freed: trio.Event = attrs.field(factory=trio.Event, init=False)
     _is_reaped: bool = attrs.field(default=False, init=False)
 
     # -- life ------------------------------------------------------------------------------------------------------
@@ -141,7 +142,8 @@ class Relay:
     async def serve(self, dispatch: Callable[[Frame], None]) -> None:
         """Carry frames both ways until the relay has ended. ``dispatch`` gets what is not about input's credit.
 
-        Never raises for what the container does. What ``dispatch`` raises as InitProtocolError ends the relay.
+        Never raises for what the container does. What ``dispatch`` raises as InitProtocolError ends the relay. At the
+        end it is closed.
         """
         try:
             async with trio.open_nursery() as nursery:
@@ -149,7 +151,9 @@ class Relay:
                 await self._receive_frames(dispatch)
                 nursery.cancel_scope.cancel()
         finally:
-            self._note_end()
+            self._ended.set()
+            self._wake_senders()
+            self.close()
 
     async def _receive_frames(self, dispatch: Callable[[Frame], None]) -> None:
         while True:
@@ -191,10 +195,6 @@ class Relay:
                         return
             self._has_orders = trio.Event()
 
-    def _note_end(self) -> None:
-        self._ended.set()
-        self._wake_senders()
-
     @property
     def has_ended(self) -> bool:
         """Whether no frame will come any more."""
@@ -209,12 +209,15 @@ class Relay:
     async def aclose(self) -> None:
         """:meth:`close`, and wait for the runtime's process, which is killed when it takes long. Idempotent."""
         if self._is_closed:
+            with trio.CancelScope(shield=True):
+                await self._freed.wait()
             return
         self._is_closed = True
         self.close()
         await self._end()
         os.close(self._words)
         os.close(self._pidfd)
+        self._freed.set()
 
     async def _end(self) -> str:
         """Wait for the runtime's exec; returns what it said on standard error."""
