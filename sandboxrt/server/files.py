@@ -10,19 +10,19 @@ import mimetypes
 import re
 from collections.abc import AsyncGenerator
 from datetime import UTC, datetime
-from email.message import Message
+from email.message import Message as Headers
 from email.utils import format_datetime, parsedate_to_datetime
 from typing import TypeAlias
 
 import attrs
 import trio
 from multipart import MultipartError, MultipartSegment, PushMultipartParser
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import JSONResponse
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from sandboxrt.engine.base import FileStat
-from sandboxrt.errors import SandboxOperationError
+from sandboxrt.errors import SandboxClientError, SandboxOperationError
 from sandboxrt.host.files import SandboxFile
 from sandboxrt.host.host import Host
 from sandboxrt.server.replies import BodyError, reply
@@ -43,10 +43,16 @@ class FileSettings:
     Attributes:
         max_upload_bytes: The longest file that is taken; the sandbox's disk is the limit before that.
         stall_s: How long a peer may send nothing of a body.
+        upload_s: How long one upload may take altogether.
+        drain_bytes: How much of a refused upload is still taken, so that its sender gets to read why.
+        drain_s: How long that may take.
     """
 
     max_upload_bytes: int = 1024**4
     stall_s: float = 60.0
+    upload_s: float = 3600.0
+    drain_bytes: int = 256 * 1024**2
+    drain_s: float = 10.0
 
 
 async def upload(host: Host, sandbox: str, request: Request, settings: FileSettings) -> ASGIApp:
@@ -56,12 +62,19 @@ async def upload(host: Host, sandbox: str, request: Request, settings: FileSetti
         BodyError: The body is no such form, or breaks off; the old content is still there.
         SandboxClientError: The file cannot be written, likewise.
     """
-    path = _path(request)
-    body = _body(request, settings)
-    async with contextlib.aclosing(body):
-        content = _joined(_file_part(body, _boundary(request)) if _is_form(request) else body)
-        async with contextlib.aclosing(content):
-            await host.write_file(sandbox, path, content)
+    body = _Body(request, settings)
+    try:
+        path = _path(request)
+        pieces = body.pieces()
+        content = _joined(_file_part(pieces, _boundary(request)) if _is_form(request) else pieces)
+        with trio.fail_after(settings.upload_s):
+            async with contextlib.aclosing(pieces), contextlib.aclosing(content):
+                await host.write_file(sandbox, path, content)
+    except trio.TooSlowError:
+        raise BodyError(f"The upload took longer than {settings.upload_s:g} s", 408, "RequestTimeout") from None
+    except SandboxClientError:
+        await body.drain()
+        raise
     return JSONResponse({"path": path})
 
 
@@ -85,7 +98,7 @@ def _is_form(request: Request) -> bool:
 
 
 def _boundary(request: Request) -> str:
-    header = Message()
+    header = Headers()
     header["content-type"] = request.headers["content-type"]
     boundary = header.get_param("boundary")
     if not isinstance(boundary, str) or not 0 < len(boundary) <= 200:
@@ -93,24 +106,50 @@ def _boundary(request: Request) -> str:
     return boundary
 
 
-async def _body(request: Request, settings: FileSettings) -> _Pieces:
-    total = 0
-    try:
-        stream = request.stream()
-        while True:
-            with trio.fail_after(settings.stall_s):
-                chunk = await anext(stream, None)
-            if chunk is None:
-                return
-            total += len(chunk)
+class _Body:
+    """The body of a request as it comes."""
+
+    def __init__(self, request: Request, settings: FileSettings) -> None:
+        self._receive = request.receive
+        self._settings = settings
+        self._ended = False
+
+    async def pieces(self) -> _Pieces:
+        """All of it.
+
+        Raises:
+            BodyError: It is too long, stalls, or breaks off.
+        """
+        settings, total = self._settings, 0
+        while not self._ended:
+            try:
+                with trio.fail_after(settings.stall_s):
+                    message = await self._receive()
+            except trio.TooSlowError:
+                self._ended = True
+                raise BodyError(
+                    f"Nothing of the body came for {settings.stall_s:g} seconds", 408, "RequestTimeout"
+                ) from None
+            piece = self._note(message)
+            if message["type"] != "http.request":
+                raise BodyError("The body ends before its end")
+            total += len(piece)
             if total > settings.max_upload_bytes:
                 raise BodyError(f"The body is longer than {settings.max_upload_bytes} bytes", 413, "PayloadTooLarge")
-            if chunk:
-                yield chunk
-    except trio.TooSlowError:
-        raise BodyError(f"Nothing of the body came for {settings.stall_s:g} seconds", 408, "RequestTimeout") from None
-    except ClientDisconnect:
-        raise BodyError("The body ends before its end") from None
+            if piece:
+                yield piece
+
+    async def drain(self) -> None:
+        """Take the rest of it: its sender may read the answer only when it has sent it all."""
+        taken = 0
+        with trio.move_on_after(self._settings.drain_s):
+            while not self._ended and taken <= self._settings.drain_bytes:
+                taken += len(self._note(await self._receive()))
+
+    def _note(self, message: Message) -> bytes:
+        self._ended = message["type"] != "http.request" or not message.get("more_body", False)
+        piece: bytes = message.get("body", b"")
+        return piece
 
 
 async def _file_part(body: _Pieces, boundary: str) -> _Pieces:

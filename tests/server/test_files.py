@@ -137,6 +137,15 @@ async def test_an_upload_that_breaks_off_changes_nothing(fake_host: OpenFake) ->
         assert await host.read_file("box", "/f") == b"old"
 
 
+async def test_the_sender_of_a_long_refused_upload_reads_why(fake_host: OpenFake) -> None:
+    async with fake_host() as (host, _), serve(host) as served:
+        for _ in range(5):
+            answer = await put(served, "/etc", b"x" * 20_000_000)
+            assert (answer.status_code, error(answer)) == (400, "WriteError")
+            answer = await served.http.post("/box/box/upload", content=b"x" * 20_000_000)
+            assert (answer.status_code, error(answer)) == (400, "InvalidRequest")
+
+
 async def test_uploads_that_stall_or_are_too_long_are_given_up(fake_host: OpenFake) -> None:
     bounds = DataPlaneSettings(files=FileSettings(max_upload_bytes=1000, stall_s=0.3))
     async with fake_host() as (host, _), serve(host, bounds) as served:
