@@ -412,6 +412,13 @@ class Engine(Protocol):
         """
         ...
 
+    async def release(self, state_dir: Path) -> None:
+        """End and free everything that containers of ``state_dir`` may have left on this host, but keep their files.
+
+        For those of owners that died, before their files are used again. Idempotent.
+        """
+        ...
+
     async def discard(self, state_dir: Path) -> None:
         """Remove ``state_dir`` and everything that any container of it may have left on this host.
 

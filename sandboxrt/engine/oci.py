@@ -288,7 +288,7 @@ class OciEngine:
         has_guest_kernel = probe.facts.runtime.kind in GUEST_KERNEL_RUNTIMES
         return OciContainer(spec.id, probe.report, channel, remains, has_guest_kernel)
 
-    async def discard(self, state_dir: Path) -> None:
+    async def release(self, state_dir: Path) -> None:
         """See :class:`~sandboxrt.engine.base.Engine`."""
         probe = await self._probe()
         with trio.CancelScope(shield=True):
@@ -296,6 +296,12 @@ class OciEngine:
                 await remains.free()
             with trio.move_on_after(_CLOSE_TIMEOUT_S):
                 await detach_loops_below(state_dir)
+
+    async def discard(self, state_dir: Path) -> None:
+        """See :class:`~sandboxrt.engine.base.Engine`."""
+        probe = await self._probe()
+        with trio.CancelScope(shield=True):
+            await self.release(state_dir)
             if not probe.facts.is_root and probe.facts.userns.ok:
                 await self._remove_others_files(state_dir / DATA_FOLDER)
             await remove_tree(state_dir)

@@ -46,6 +46,8 @@ class HostConfig:
         command: Bounds of each command.
         sessions: Bounds of each sandbox's commands together.
         spill_quota_bytes: Disk for the output of one sandbox's commands that is too much for memory.
+        keep: Leave sandboxes as ``stopped`` with their files when the host ends or dies, and take over those that dead
+            hosts have kept: for servers. Otherwise a host's sandboxes go with it.
     """
 
     state_dir: Path = attrs.field(factory=default_state_dir, converter=Path)
@@ -59,3 +61,4 @@ class HostConfig:
     command: CommandSettings = attrs.field(factory=CommandSettings)
     sessions: SessionLimits = attrs.field(factory=SessionLimits)
     spill_quota_bytes: int = 4 * 1024**3
+    keep: bool = False

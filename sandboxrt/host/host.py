@@ -7,8 +7,9 @@ lives in an ``async with``; leaving it deletes every sandbox it made.
 from __future__ import annotations
 
 import contextlib
+import logging
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from pathlib import Path
 
 import attrs
@@ -18,6 +19,7 @@ from sandboxrt.engine.base import Engine
 from sandboxrt.engine.oci import OciEngine
 from sandboxrt.errors import (
     ClientClosedError,
+    ResourceAlreadyExistsError,
     ResourceCreationError,
     ResourceInUseError,
     ResourceNameConflictError,
@@ -37,10 +39,11 @@ from sandboxrt.models import IsolationReport, ResourceStatus, Snapshot
 from sandboxrt.protocol.exec import Execute, Reconnect
 from sandboxrt.protocol.rest import CreateSandbox, CreateSnapshot, SandboxInfo, UpdateSandbox
 from sandboxrt.snapshots.content import Progress
-from sandboxrt.store import Store
+from sandboxrt.store import SandboxRow, Store
 
 __all__ = ["Host", "HostConfig", "HostState", "clean_leftovers", "default_engine", "open_host"]
 
+_log = logging.getLogger("sandboxrt.host")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")
 
 
@@ -77,14 +80,17 @@ async def open_host(
     Cancellation: Leaving removes every sandbox; that is shielded, and bounded by ``cleanup_limit_s`` for each.
     """
     config = config or HostConfig()
+    adopted: list[SandboxRow] = []
     async with contextlib.AsyncExitStack() as stack:
         if engine is None:
             engine = await stack.enter_async_context(default_engine(config))
         if state is None:
             store = await stack.enter_async_context(Store.open(config.state_dir))
+            adopted = await _adopt(store, engine, config.state_dir) if config.keep else []
             await _clean(store, engine, config.state_dir)
             state = await stack.enter_async_context(_default_state(config, store, engine))
         host = await stack.enter_async_context(_running(Host(config, engine, state)))
+        host.adopt(adopted)
         yield host
 
 
@@ -150,7 +156,10 @@ async def _clean(store: Store, engine: Engine, state_dir: Path) -> tuple[list[st
             if not claimed:
                 continue
             failures = len(trouble)
-            for row in await store.sandboxes_of(owner_id):
+            rows = await store.sandboxes_of(owner_id)
+            for row in rows:
+                if row.keep:
+                    continue
                 try:
                     await engine.discard(sandbox_dir(state_dir, row.engine_id))
                 except (OSError, RuntimeError, SandboxClientError) as error:
@@ -158,9 +167,32 @@ async def _clean(store: Store, engine: Engine, state_dir: Path) -> tuple[list[st
                     continue
                 await store.remove_sandbox(row.id)
                 removed.append(row.name)
-            if len(trouble) == failures:
+            if len(trouble) == failures and not any(row.keep for row in rows):
                 await store.forget_owner(owner_id)
     return removed, trouble
+
+
+async def _adopt(store: Store, engine: Engine, state_dir: Path) -> list[SandboxRow]:
+    """Take over what dead hosts have kept: stopped, their files as they were. What was half made goes."""
+    adopted: list[SandboxRow] = []
+    for owner_id in await store.dead_owners():
+        async with store.claim_owner(owner_id) as claimed:
+            for row in await store.sandboxes_of(owner_id) if claimed else ():
+                if not row.keep:
+                    continue
+                folder = sandbox_dir(state_dir, row.engine_id)
+                try:
+                    if row.status == "provisioning":
+                        await engine.discard(folder)
+                        await store.remove_sandbox(row.id)
+                        continue
+                    await engine.release(folder)
+                except (OSError, RuntimeError, SandboxClientError) as error:
+                    # Left with its dead owner, for the next start.
+                    _log.error("sandbox %s of a dead host could not be taken over: %s", row.id, error)
+                    continue
+                adopted.append(await store.adopt_sandbox(row.id, "failed" if row.status == "failed" else "stopped"))
+    return adopted
 
 
 class Host:
@@ -171,7 +203,7 @@ class Host:
         self.nursery: trio.Nursery | None = None
         self._records = state.records
         self._snapshots = state.snapshots
-        self._sandboxes: dict[str, Sandbox] = {}
+        self._sandboxes: dict[tuple[str, str], Sandbox] = {}
         self._workshop = Workshop(
             config=config,
             engine=engine,
@@ -192,42 +224,51 @@ class Host:
     async def create_sandbox(self, request: CreateSandbox) -> SandboxInfo:
         """Make a sandbox; with a name that this host has already, wait for that one instead (a repeated create).
 
+        An ``exclusive`` create joins only the one that has its idempotency key.
+
         Raises:
             ResourceNotFoundError: There is no such snapshot.
             ResourceTimeoutError: It was not ready in ``timeout_s``; it is removed.
             ResourceCreationError: It could not be made; nothing is left of it.
-            ResourceAlreadyExistsError: The name belongs to another process's sandbox.
+            ResourceAlreadyExistsError: The name belongs to another process's sandbox, or to one of another create.
             ValidationError: A name or TTL that cannot be.
             ValueError: Both a snapshot's id and its name were given.
 
         Cancellation: atomic; what was made is removed, which is shielded and bounded.
         """
         _check(request)
-        while (sandbox := self._sandboxes.get(request.name)) is not None and sandbox.gone.is_set():
+        key = request.tenant, request.name
+        while (sandbox := self._sandboxes.get(key)) is not None and sandbox.gone.is_set():
             if sandbox.status is SandboxStatus.FAILED:
                 break
             await sandbox.removed.wait()
-        if sandbox is not None:
-            await self._await_creation(sandbox, request)
-            return sandbox.info
-        sandbox = self._start(request)
+        if sandbox is None:
+            sandbox = self._start(request)
+        elif request.exclusive and not _repeats(request, sandbox.request):
+            raise ResourceAlreadyExistsError(f"Sandbox '{request.name}' already exists", "sandbox")
+        sandbox.waiting += 1
         try:
             await self._await_creation(sandbox, request)
         except BaseException:
-            with trio.CancelScope(shield=True):
-                sandbox.delete()
-                await sandbox.removed.wait()
+            # A repetition may wait for it, or have it already; then it is not this create's to take away.
+            if sandbox.waiting == 1 and not sandbox.handed_over:
+                with trio.CancelScope(shield=True):
+                    sandbox.delete()
+                    await sandbox.removed.wait()
             raise
+        finally:
+            sandbox.waiting -= 1
+        sandbox.handed_over = True
         return sandbox.info
 
-    async def get_sandbox(self, name: str) -> SandboxInfo:
+    async def get_sandbox(self, name: str, tenant: str = "") -> SandboxInfo:
         """One sandbox, by name or id; errors as :meth:`find` says."""
-        return (await self.find(name)).info
+        return (await self.find(name, tenant)).info
 
-    async def list_sandboxes(self) -> list[SandboxInfo]:
-        """The sandboxes of this host, oldest first."""
+    async def list_sandboxes(self, tenant: str = "") -> list[SandboxInfo]:
+        """A tenant's sandboxes on this host, oldest first."""
         await trio.lowlevel.checkpoint()
-        return [sandbox.info for sandbox in self._sandboxes.values()]
+        return [sandbox.info for (owner, _), sandbox in self._sandboxes.items() if owner == tenant]
 
     async def update_sandbox(self, name: str, request: UpdateSandbox) -> SandboxInfo:
         """Change a sandbox's name or TTLs.
@@ -245,15 +286,16 @@ class Host:
             await sandbox.update(attrs.evolve(request, new_name=None))
             return sandbox.info
         _check_name(new_name)
-        if new_name in self._sandboxes:
+        tenant = sandbox.request.tenant
+        if (tenant, new_name) in self._sandboxes:
             raise ResourceNameConflictError(f"Sandbox name '{new_name}' already in use", "sandbox")
         # Reserved before the store is asked, so that no create comes in between.
-        self._sandboxes[new_name] = sandbox
+        self._sandboxes[tenant, new_name] = sandbox
         old_name = sandbox.name
         try:
             await sandbox.update(request)
         finally:
-            self._sandboxes.pop(old_name if sandbox.name == new_name else new_name, None)
+            self._sandboxes.pop((tenant, old_name if sandbox.name == new_name else new_name), None)
         return sandbox.info
 
     async def delete_sandbox(self, name: str) -> None:
@@ -293,20 +335,26 @@ class Host:
             )
         return sandbox.info
 
-    async def find(self, name_or_id: str) -> Sandbox:
+    async def find(self, name_or_id: str, tenant: str = "") -> Sandbox:
         """The sandbox of that name or id.
+
+        Args:
+            name_or_id: Its name within the tenant, or its id.
+            tenant: Whose; the machine's own (``""``) finds everybody's by id.
 
         Raises:
             ResourceNotFoundError: There is none.
             ResourceInUseError: It belongs to another process; use it there.
         """
         self._check_open()
-        sandbox = self._sandboxes.get(name_or_id) or self._by_id(name_or_id)
-        if sandbox is not None:
+        sandbox = self._sandboxes.get((tenant, name_or_id)) or self._by_id(name_or_id)
+        if sandbox is not None and tenant in ("", sandbox.request.tenant):
             # No turn of the scheduler: this is on the way of every command, and what follows takes one.
             await trio.lowlevel.checkpoint_if_cancelled()
             return sandbox
         missing = ResourceNotFoundError(f"Sandbox '{name_or_id}' not found", "sandbox")
+        if tenant:
+            raise missing
         try:
             row = await self._records.find_sandbox(name_or_id)
         except ResourceNotFoundError:
@@ -327,17 +375,27 @@ class Host:
         self._check_open()
         return await self._snapshots.create(request)
 
-    async def get_snapshot(self, snapshot_id: str) -> Snapshot:
-        """One snapshot. Raises ``ResourceNotFoundError``."""
+    async def get_snapshot(self, reference: str, tenant: str | None = None) -> Snapshot:
+        """One snapshot, by id, ``name:tag`` or name; of any tenant by id alone. Raises ``ResourceNotFoundError``."""
         self._check_open()
-        return await self._snapshots.get(snapshot_id)
+        return await self._snapshots.get(reference, tenant)
 
     async def list_snapshots(
-        self, name_contains: str | None = None, limit: int | None = None, offset: int | None = None
+        self, name_contains: str | None = None, limit: int | None = None, offset: int | None = None, tenant: str = ""
     ) -> list[Snapshot]:
-        """A page of the snapshots."""
+        """A page of a tenant's snapshots."""
         self._check_open()
-        return list(await self._snapshots.list(name_contains=name_contains, limit=limit, offset=offset))
+        return list(await self._snapshots.list(name_contains=name_contains, limit=limit, offset=offset, tenant=tenant))
+
+    async def snapshot_tags(self, name: str, tenant: str = "") -> list[tuple[str, str]]:
+        """The tags of a snapshot's name, each with the id that it means. Raises ``ResourceNotFoundError``."""
+        self._check_open()
+        return list(await self._snapshots.tags(name, tenant))
+
+    async def host_snapshot(self) -> Snapshot:
+        """The built-in snapshot, made from this machine's own files; errors as the snapshot library says."""
+        self._check_open()
+        return await self._snapshots.host_snapshot()
 
     async def delete_snapshot(self, snapshot_id: str) -> None:
         """Remove a snapshot. Raises ``ResourceNotFoundError`` or ``ResourceInUseError``."""
@@ -397,12 +455,37 @@ class Host:
 
     # -- its own life ------------------------------------------------------------------------------------------------
 
+    def adopt(self, rows: Iterable[SandboxRow]) -> None:
+        """Take sandboxes over that a dead host has kept."""
+        assert self.nursery is not None
+        for row in rows:
+            request = CreateSandbox(
+                name=row.name,
+                snapshot_id=row.snapshot_id,
+                ttl_seconds=row.ttl_seconds,
+                idle_ttl_seconds=row.idle_ttl_seconds,
+                delete_after_stop_seconds=row.delete_after_stop_seconds,
+                limits=row.limits,
+                require=row.require,
+                allow_unenforced_limits=row.allow_unenforced_limits,
+                env=row.env,
+                run_config=row.run_config,
+                labels=row.labels,
+                tenant=row.tenant,
+                idempotency_key=row.idempotency_key,
+            )
+            self._sandboxes[row.tenant, row.name] = sandbox = Sandbox(request, self._workshop, row)
+            self.nursery.start_soon(self._run, sandbox)
+
     async def shut_down(self) -> None:
-        """Remove every sandbox, as many at once as the configuration allows. No new ones are made."""
+        """Remove every sandbox, or stop those that are to be kept, as many at once as allowed. No new ones are made."""
         self._closed = True
         sandboxes = set(self._sandboxes.values())
         for sandbox in sandboxes:
-            sandbox.delete()
+            if self.config.keep:
+                sandbox.keep()
+            else:
+                sandbox.delete()
         for sandbox in sandboxes:
             await sandbox.removed.wait()
 
@@ -410,7 +493,7 @@ class Host:
         self._check_open()
         assert self.nursery is not None
         sandbox = Sandbox(request, self._workshop)
-        self._sandboxes[request.name] = sandbox
+        self._sandboxes[request.tenant, request.name] = sandbox
         self.nursery.start_soon(self._run, sandbox)
         return sandbox
 
@@ -418,8 +501,8 @@ class Host:
         try:
             await sandbox.run()
         finally:
-            for name in [name for name, known in self._sandboxes.items() if known is sandbox]:
-                del self._sandboxes[name]
+            for key in [key for key, known in self._sandboxes.items() if known is sandbox]:
+                del self._sandboxes[key]
 
     async def _await_creation(self, sandbox: Sandbox, request: CreateSandbox) -> None:
         if request.wait_for_ready:
@@ -450,9 +533,15 @@ class Host:
 def _check(request: CreateSandbox) -> None:
     if request.snapshot_id is not None and request.snapshot_name is not None:
         raise ValueError("Give either snapshot_id or snapshot_name, not both")
+    if request.snapshot is not None and (request.snapshot_id or request.snapshot_name):
+        raise ValueError("Give either snapshot or one of snapshot_id and snapshot_name, not both")
     _check_name(request.name)
     check_ttl("ttl_seconds", request.ttl_seconds)
     check_ttl("idle_ttl_seconds", request.idle_ttl_seconds)
+
+
+def _repeats(request: CreateSandbox, first: CreateSandbox) -> bool:
+    return request.idempotency_key is not None and request.idempotency_key == first.idempotency_key
 
 
 def _check_name(name: str) -> None:

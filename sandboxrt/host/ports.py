@@ -10,7 +10,7 @@ from typing import Protocol
 
 from sandboxrt.engine.base import Layer
 from sandboxrt.host.launch import ImageSettings
-from sandboxrt.models import Isolation, Limits, Snapshot
+from sandboxrt.models import Isolation, Limits, RunConfig, Snapshot
 from sandboxrt.protocol.rest import CreateSnapshot
 from sandboxrt.snapshots.content import Progress
 from sandboxrt.store import SandboxRow
@@ -38,6 +38,12 @@ class SandboxRecords(Protocol):
         ttl_seconds: int | None = None,
         idle_ttl_seconds: int | None = None,
         env: Mapping[str, str] | None = None,
+        tenant: str = "",
+        labels: Mapping[str, str] | None = None,
+        run_config: RunConfig | None = None,
+        delete_after_stop_seconds: int | None = None,
+        keep: bool = False,
+        idempotency_key: str | None = None,
     ) -> SandboxRow:
         """Record a new sandbox of this owner and give it a uid block. Raises ``ResourceAlreadyExistsError``."""
         ...
@@ -53,8 +59,10 @@ class SandboxRecords(Protocol):
         new_name: str | None = None,
         ttl_seconds: int | None = None,
         idle_ttl_seconds: int | None = None,
+        delete_after_stop_seconds: int | None = None,
+        run_config: RunConfig | None = None,
     ) -> SandboxRow:
-        """Change its name or TTLs; ``None`` leaves as is."""
+        """Change its name, TTLs or run configuration; ``None`` leaves as is."""
         ...
 
     async def remove_sandbox(self, name_or_id: str) -> None:
@@ -65,7 +73,7 @@ class SandboxRecords(Protocol):
         """Owners that are gone and left something."""
         ...
 
-    async def find_sandbox(self, name_or_id: str) -> SandboxRow:
+    async def find_sandbox(self, name_or_id: str, tenant: str = "") -> SandboxRow:
         """By name or id, whoever owns it. Raises ``ResourceNotFoundError``."""
         ...
 
@@ -91,14 +99,23 @@ class Snapshots(Protocol):
         """Begin to build one."""
         ...
 
-    async def get(self, id_or_name: str) -> Snapshot:
-        """By id or name. Raises ``ResourceNotFoundError``."""
+    async def get(self, reference: str, tenant: str | None = None, *, newest: bool = False) -> Snapshot:
+        """By id, ``name:tag`` or name, of one tenant or (``None``) any by id. Raises ``ResourceNotFoundError``."""
         ...
 
     async def list(
-        self, *, name_contains: str | None = None, limit: int | None = None, offset: int | None = None
+        self,
+        *,
+        name_contains: str | None = None,
+        limit: int | None = None,
+        offset: int | None = None,
+        tenant: str = "",
     ) -> Sequence[Snapshot]:
-        """A page of them."""
+        """A page of a tenant's."""
+        ...
+
+    async def tags(self, name: str, tenant: str = "") -> Sequence[tuple[str, str]]:
+        """The tags of a name, each with the id that it means. Raises ``ResourceNotFoundError``."""
         ...
 
     async def delete(self, snapshot_id: str) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import enum
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -30,14 +30,14 @@ from sandboxrt.host.attachment import AnyAttachment
 from sandboxrt.host.command import Command, StartError
 from sandboxrt.host.config import HostConfig
 from sandboxrt.host.files import SandboxFile, open_file, read_file, resolve_path, write_file
-from sandboxrt.host.launch import Launcher
+from sandboxrt.host.launch import ImageSettings, Launcher
 from sandboxrt.host.lifetime import expiry
 from sandboxrt.host.ports import SandboxRecords, Snapshots
 from sandboxrt.host.search import Searcher
 from sandboxrt.host.sessions import SessionTable
 from sandboxrt.host.spill import SpillFile, SpillQuota
 from sandboxrt.host.stream import OutputStream
-from sandboxrt.models import IsolationReport
+from sandboxrt.models import IsolationReport, RunConfig
 from sandboxrt.protocol.exec import ErrorFrame, Execute, Reconnect
 from sandboxrt.protocol.output import ReplayBuffer
 from sandboxrt.protocol.rest import CreateSandbox, SandboxInfo, UpdateSandbox
@@ -55,6 +55,7 @@ class SandboxStatus(enum.Enum):
     PROVISIONING = "provisioning"
     READY = "ready"
     FAILED = "failed"
+    STOPPED = "stopped"
     DELETING = "deleting"
 
 
@@ -77,6 +78,15 @@ def sandbox_dir(state_dir: Path, engine_id: str) -> Path:
     return state_dir / "sandboxes" / engine_id
 
 
+@attrs.frozen
+class _Settings:
+    """An image's settings with somebody's over them."""
+
+    env: Mapping[str, str]
+    user: str | None
+    work_dir: str | None
+
+
 class _DiedError(Exception):
     """The container ended by itself."""
 
@@ -87,12 +97,17 @@ class Sandbox:
     Args:
         request: What its creator asked for.
         workshop: The host's.
+        row: Of one that a dead host has kept: what is recorded of it. It is ``stopped``, or ``failed`` as it was.
     """
 
-    def __init__(self, request: CreateSandbox, workshop: Workshop) -> None:
+    def __init__(self, request: CreateSandbox, workshop: Workshop, row: SandboxRow | None = None) -> None:
         self.request = request
         self.name: str = request.name
         self.status: SandboxStatus = SandboxStatus.PROVISIONING
+        self.waiting: int = 0
+        """How many creates wait for it."""
+        self.handed_over: bool = False
+        """Whether a create has returned it, so that none that fails may take it away."""
         self.recorded: trio.Event = trio.Event()
         """Set once the store knows it, or it has failed before."""
         self.settled: trio.Event = trio.Event()
@@ -109,6 +124,7 @@ class Sandbox:
         self._row: SandboxRow | None = None
         self._container: Container | None = None
         self._launcher: Launcher | None = None
+        self._image: ImageSettings | None = None
         self._folder: Path | None = None
         self._scope = trio.CancelScope()
         self._nursery: trio.Nursery | None = None
@@ -118,6 +134,20 @@ class Sandbox:
         self._created_at = trio.current_time()
         self._last_active_at = self._created_at
         self._file_operations = 0
+        self._kept = False
+        if row is not None:
+            self._adopt(row)
+
+    def _adopt(self, row: SandboxRow) -> None:
+        self._row = row
+        self._created_at -= max(0.0, (datetime.now(UTC) - datetime.fromisoformat(row.created_at)).total_seconds())
+        self._folder = sandbox_dir(self._shop.config.state_dir, row.engine_id)
+        self.status = SandboxStatus(row.status)
+        if self.status is SandboxStatus.FAILED:
+            self.error = ResourceCreationError(row.status_message or "Sandbox provisioning failed", "sandbox")
+        self.handed_over = True
+        self.recorded.set()
+        self.settled.set()
 
     def __repr__(self) -> str:
         return f"<Sandbox {self.name!r} {self.status.value} with {self._sessions.running} commands>"
@@ -147,6 +177,10 @@ class Sandbox:
             vcpus=limits.vcpus,
             mem_bytes=limits.mem_bytes,
             fs_capacity_bytes=limits.disk_bytes,
+            delete_after_stop_seconds=row.delete_after_stop_seconds if row else None,
+            stopped_at=row.stopped_at if row else None,
+            labels=self.request.labels,
+            run_config=row.run_config if row else self.request.run_config,
         )
 
     # -- its task ----------------------------------------------------------------------------------------------------
@@ -156,16 +190,19 @@ class Sandbox:
         try:
             with self._scope:
                 try:
+                    if self.settled.is_set():
+                        await self._rest()
                     await self._provision()
                     await self._serve()
                 except Exception as error:  # noqa: BLE001  its failure is its users' news, and nobody else's
                     await self._fail(sole_error(error))
                     await trio.sleep_forever()
         finally:
-            self.status = SandboxStatus.DELETING
+            if not self._kept:
+                self.status = SandboxStatus.DELETING
             self.gone.set()
             with trio.CancelScope(shield=True):
-                await self._remove()
+                await (self._stop() if self._kept else self._remove())
             self.recorded.set()
             self.settled.set()
             self.removed.set()
@@ -175,6 +212,31 @@ class Sandbox:
         self.status = SandboxStatus.DELETING
         self.gone.set()
         self._scope.cancel()
+
+    def keep(self) -> None:
+        """Ask for its end, its record and files kept for the next host; deleted instead when it is half made."""
+        if self.status in (SandboxStatus.PROVISIONING, SandboxStatus.DELETING):
+            self.delete()
+            return
+        self._kept = True
+        self.gone.set()
+        self._scope.cancel()
+
+    async def _rest(self) -> None:
+        """Be there, without anything running; only its absolute TTL goes on."""
+        row = self._row
+        assert row is not None
+        while row.ttl_seconds:
+            left = self._created_at + row.ttl_seconds - trio.current_time()
+            if left <= 0:
+                self.delete()
+                break
+            with trio.move_on_after(left):
+                await self._lifetime_changed.park()
+            row = self._row or row
+        while self.status is not SandboxStatus.DELETING:
+            await self._lifetime_changed.park()
+        await trio.sleep_forever()
 
     async def _provision(self) -> None:
         shop = self._shop
@@ -204,12 +266,20 @@ class Sandbox:
                     allow_unenforced_limits=request.allow_unenforced_limits,
                 )
             )
-        self._launcher = Launcher(
-            self._container, contents.config, request.env, _hostname(request.name), request.limits.pids
-        )
+        self._image = contents.config
+        self._launcher = self._new_launcher(self._container, request.run_config)
         self.status = SandboxStatus.READY
         self.touch()
         self.settled.set()
+
+    def _new_launcher(self, container: Container, config: RunConfig | None) -> Launcher:
+        assert self._image is not None
+        request = self.request
+        image, env = self._image, request.env
+        if config is not None:
+            image = _Settings(image.env, config.user or image.user, config.work_dir or image.work_dir)
+            env = {**env, **(config.env_vars or {})}
+        return Launcher(container, image, env, _hostname(request.name), request.limits.pids)
 
     async def _record(self, snapshot_id: str) -> SandboxRow:
         request = self.request
@@ -222,19 +292,28 @@ class Sandbox:
             ttl_seconds=request.ttl_seconds,
             idle_ttl_seconds=request.idle_ttl_seconds,
             env=request.env,
+            tenant=request.tenant,
+            labels=request.labels,
+            run_config=request.run_config,
+            delete_after_stop_seconds=request.delete_after_stop_seconds,
+            keep=self._shop.config.keep,
+            idempotency_key=request.idempotency_key,
         )
 
     async def _snapshot_id(self) -> str:
         if self.request.snapshot_id is not None:
             return self.request.snapshot_id
+        tenant = self.request.tenant or None
+        if self.request.snapshot is not None:
+            return (await self._shop.snapshots.get(self.request.snapshot, tenant)).id
         if self.request.snapshot_name is not None:
-            return (await self._shop.snapshots.get(self.request.snapshot_name)).id
+            return (await self._shop.snapshots.get(self.request.snapshot_name, tenant, newest=True)).id
         return (await self._shop.snapshots.host_snapshot()).id
 
     async def _sized(self, snapshot_id: str) -> CreateSandbox:
         """The request with the disk size of its snapshot, unless it names one."""
         request = self.request
-        if not request.disk_of_snapshot or (request.snapshot_id is None and request.snapshot_name is None):
+        if not request.disk_of_snapshot or not (request.snapshot_id or request.snapshot_name or request.snapshot):
             return request
         size = (await self._shop.snapshots.get(snapshot_id)).fs_capacity_bytes
         return attrs.evolve(request, limits=attrs.evolve(request.limits, disk_bytes=size)) if size else request
@@ -293,6 +372,20 @@ class Sandbox:
                         await self._shop.records.remove_sandbox(self.id)
             if scope.cancelled_caught:
                 self._note_trouble(f"not done after {self._shop.config.cleanup_limit_s:g} seconds")
+
+    async def _stop(self) -> None:
+        async with self._shop.removing:
+            with (
+                self._noting_trouble(),
+                trio.CancelScope(deadline=trio.current_time() + self._shop.config.cleanup_limit_s),
+            ):
+                await self._sessions.aclose()
+                if self._container is not None:
+                    await self._container.close()
+                    self._container = None
+                if self.status is SandboxStatus.READY:
+                    self.status = SandboxStatus.STOPPED
+                    self._row = await self._shop.records.set_sandbox_status(self.id, "stopped")
 
     async def _free(self) -> None:
         """Give back what the host holds for it; the record stays."""
@@ -371,14 +464,18 @@ class Sandbox:
         return self._ready()[0].report
 
     async def update(self, request: UpdateSandbox) -> None:
-        """Change its name or TTLs; the deadlines count from now on."""
+        """Change its name, TTLs or run configuration; the deadlines count from now on."""
         self._row = row = await self._shop.records.update_sandbox(
             self.id,
             new_name=request.new_name,
             ttl_seconds=request.ttl_seconds,
             idle_ttl_seconds=request.idle_ttl_seconds,
+            delete_after_stop_seconds=request.delete_after_stop_seconds,
+            run_config=request.run_config,
         )
         self.name = row.name
+        if request.run_config is not None and self._container is not None:
+            self._launcher = self._new_launcher(self._container, request.run_config)
         self.touch()
 
     def touch(self) -> None:

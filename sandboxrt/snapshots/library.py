@@ -133,6 +133,9 @@ class SnapshotLibrary:
                 kind="image",
                 fs_capacity_bytes=request.fs_capacity_bytes,
                 docker_image=request.docker_image,
+                tenant=request.tenant,
+                tag=request.tag,
+                run_config=request.run_config,
             )
             build = self._builds[row.id] = _Build()
             nursery.start_soon(self._build_image, row, build, request)
@@ -182,15 +185,24 @@ class SnapshotLibrary:
             if not build.done.is_set() and progress == build.progress:
                 await changed.wait()
 
-    async def get(self, id_or_name: str) -> Snapshot:
-        """The snapshot of that id, or else the newest ready one of that name. Raises ``ResourceNotFoundError``."""
-        return (await self._store.find_snapshot(id_or_name)).public
+    async def get(self, reference: str, tenant: str | None = None, *, newest: bool = False) -> Snapshot:
+        """The snapshot that a reference means; see :meth:`sandboxrt.store.Store.find_snapshot`."""
+        return (await self._store.find_snapshot(reference, tenant, newest=newest)).public
+
+    async def tags(self, name: str, tenant: str = "") -> tuple[tuple[str, str], ...]:
+        """The tags of a name, each with the id that it means. Raises ``ResourceNotFoundError``."""
+        return await self._store.snapshot_tags(name, tenant)
 
     async def list(
-        self, *, name_contains: str | None = None, limit: int | None = None, offset: int | None = None
+        self,
+        *,
+        name_contains: str | None = None,
+        limit: int | None = None,
+        offset: int | None = None,
+        tenant: str = "",
     ) -> tuple[Snapshot, ...]:
         """A page of snapshots, newest first; see :meth:`sandboxrt.store.Store.list_snapshots`."""
-        rows = await self._store.list_snapshots(name_contains=name_contains, limit=limit, offset=offset)
+        rows = await self._store.list_snapshots(name_contains=name_contains, limit=limit, offset=offset, tenant=tenant)
         return tuple(row.public for row in rows)
 
     async def delete(self, snapshot_id: str) -> None:
@@ -262,7 +274,19 @@ class SnapshotLibrary:
 
     def _remember(self, row: SnapshotRow) -> None:
         assert row.content is not None
-        self._ready[row.id] = (row, SnapshotContent.from_json(row.content, self._folder))
+        content = SnapshotContent.from_json(row.content, self._folder)
+        config = row.run_config
+        if config is not None:
+            content = attrs.evolve(
+                content,
+                config=attrs.evolve(
+                    content.config,
+                    user=config.user or content.config.user,
+                    work_dir=config.work_dir or content.config.work_dir,
+                    env={**content.config.env, **(config.env_vars or {})},
+                ),
+            )
+        self._ready[row.id] = (row, content)
 
     async def _drop_old_host(self, row: SnapshotRow) -> None:
         try:

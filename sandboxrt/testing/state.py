@@ -18,9 +18,10 @@ from sandboxrt.errors import (
     ResourceNameConflictError,
     ResourceNotFoundError,
     ResourceTimeoutError,
+    ValidationError,
 )
 from sandboxrt.host.host import HostState
-from sandboxrt.models import Isolation, Limits, Snapshot
+from sandboxrt.models import Isolation, Limits, RunConfig, Snapshot
 from sandboxrt.protocol.rest import CreateSnapshot
 from sandboxrt.snapshots.content import Phase, Progress
 from sandboxrt.store import UID_BLOCK_BASE, UID_BLOCK_SIZE, SandboxRow
@@ -70,10 +71,16 @@ class MemoryRecords:
         ttl_seconds: int | None = None,
         idle_ttl_seconds: int | None = None,
         env: Mapping[str, str] | None = None,
+        tenant: str = "",
+        labels: Mapping[str, str] | None = None,
+        run_config: RunConfig | None = None,
+        delete_after_stop_seconds: int | None = None,
+        keep: bool = False,
+        idempotency_key: str | None = None,
     ) -> SandboxRow:
         """Record a sandbox."""
         await trio.lowlevel.checkpoint()
-        if any(row.name == name for row in self.rows.values()):
+        if any((row.tenant, row.name) == (tenant, name) for row in self.rows.values()):
             raise ResourceAlreadyExistsError(f"Sandbox '{name}' already exists", "sandbox")
         taken = {row.uid_base for row in self.rows.values()}
         uid_base = UID_BLOCK_BASE
@@ -96,6 +103,12 @@ class MemoryRecords:
             env=dict(env or {}),
             created_at=stamp,
             updated_at=stamp,
+            tenant=tenant,
+            labels=dict(labels or {}),
+            run_config=run_config,
+            delete_after_stop_seconds=delete_after_stop_seconds,
+            keep=keep,
+            idempotency_key=idempotency_key,
         )
         self.rows[row.id] = row
         return row
@@ -112,10 +125,13 @@ class MemoryRecords:
         new_name: str | None = None,
         ttl_seconds: int | None = None,
         idle_ttl_seconds: int | None = None,
+        delete_after_stop_seconds: int | None = None,
+        run_config: RunConfig | None = None,
     ) -> SandboxRow:
-        """Change a name or TTLs."""
+        """Change a name, TTLs or run configuration."""
         row = await self.find_sandbox(name_or_id)
-        if new_name is not None and any(o.name == new_name and o.id != row.id for o in self.rows.values()):
+        others = [other for other in self.rows.values() if other.id != row.id and other.tenant == row.tenant]
+        if new_name is not None and any(other.name == new_name for other in others):
             raise ResourceNameConflictError(f"Sandbox name '{new_name}' is taken", "sandbox")
         return self._put(
             attrs.evolve(
@@ -123,6 +139,10 @@ class MemoryRecords:
                 name=row.name if new_name is None else new_name,
                 ttl_seconds=row.ttl_seconds if ttl_seconds is None else ttl_seconds,
                 idle_ttl_seconds=row.idle_ttl_seconds if idle_ttl_seconds is None else idle_ttl_seconds,
+                delete_after_stop_seconds=(
+                    row.delete_after_stop_seconds if delete_after_stop_seconds is None else delete_after_stop_seconds
+                ),
+                run_config=run_config or row.run_config,
             )
         )
 
@@ -131,11 +151,11 @@ class MemoryRecords:
         await trio.lowlevel.checkpoint()
         self.rows.pop(name_or_id, None)
 
-    async def find_sandbox(self, name_or_id: str) -> SandboxRow:
-        """By name or id."""
+    async def find_sandbox(self, name_or_id: str, tenant: str = "") -> SandboxRow:
+        """By name in a tenant, or by id."""
         await trio.lowlevel.checkpoint()
         for row in self.rows.values():
-            if name_or_id in (row.name, row.id):
+            if name_or_id == row.id or (tenant, name_or_id) == (row.tenant, row.name):
                 return row
         raise ResourceNotFoundError(f"Sandbox '{name_or_id}' not found", "sandbox")
 
@@ -163,12 +183,21 @@ class MemorySnapshots:
         self._build_s = build_s
         self._ready_at: dict[str, float] = {}
         self._snapshots: dict[str, Snapshot] = {}
+        self._tenants: dict[str, str] = {}
+        self._tags: dict[tuple[str, str, str], str] = {}
         self.contents: dict[str, MemoryContents] = {}
 
     async def create(self, request: CreateSnapshot) -> Snapshot:
         """Begin a build."""
         await trio.lowlevel.checkpoint()
-        return self.add(request.name, docker_image=request.docker_image, size=request.fs_capacity_bytes)
+        return self.add(
+            request.name,
+            docker_image=request.docker_image,
+            size=request.fs_capacity_bytes,
+            tenant=request.tenant,
+            tag=request.tag,
+            run_config=request.run_config,
+        )
 
     def add(
         self,
@@ -177,6 +206,9 @@ class MemorySnapshots:
         *,
         docker_image: str | None = None,
         size: int = 4 * 1024**3,
+        tenant: str = "",
+        tag: str | None = None,
+        run_config: RunConfig | None = None,
     ) -> Snapshot:
         """Put a snapshot there: for setting a scene."""
         stamp = _now()
@@ -187,27 +219,54 @@ class MemorySnapshots:
             fs_capacity_bytes=size,
             created_at=stamp,
             updated_at=stamp,
+            run_config=run_config,
         )
         self._snapshots[snapshot.id] = snapshot
+        self._tenants[snapshot.id] = tenant
+        if tag is not None:
+            self._tags[tenant, name, tag] = snapshot.id
         self._ready_at[snapshot.id] = trio.current_time() + self._build_s
         self.contents[snapshot.id] = contents or MemoryContents()
         return self._current(snapshot)
 
-    async def get(self, id_or_name: str) -> Snapshot:
-        """By id or name, the newest of a name."""
+    async def get(self, reference: str, tenant: str | None = None, *, newest: bool = False) -> Snapshot:
+        """By id, ``name:tag`` or name."""
         await trio.lowlevel.checkpoint()
+        name, colon, tag = reference.rpartition(":")
+        tagged = None
+        if colon or not newest:
+            tagged = self._tags.get((tenant or "", *((name, tag) if colon else (reference, "latest"))))
         for snapshot in reversed(self._snapshots.values()):
-            if id_or_name in (snapshot.id, snapshot.name):
+            owner = self._tenants[snapshot.id]
+            by_id = reference == snapshot.id and tenant in (None, owner)
+            by_name = tagged is None and reference == snapshot.name and (tenant or "") == owner
+            if by_id or by_name or snapshot.id == tagged:
                 return self._current(snapshot)
-        raise ResourceNotFoundError(f"Snapshot '{id_or_name}' not found", "snapshot")
+        raise ResourceNotFoundError(f"Snapshot '{reference}' not found", "snapshot")
+
+    async def tags(self, name: str, tenant: str = "") -> tuple[tuple[str, str], ...]:
+        """The tags of a name."""
+        await trio.lowlevel.checkpoint()
+        if not any(s.name == name and self._tenants[s.id] == tenant for s in self._snapshots.values()):
+            raise ResourceNotFoundError(f"Snapshot name '{name}' not found", "snapshot")
+        return tuple(sorted((key[2], found) for key, found in self._tags.items() if key[:2] == (tenant, name)))
 
     async def list(
-        self, *, name_contains: str | None = None, limit: int | None = None, offset: int | None = None
+        self,
+        *,
+        name_contains: str | None = None,
+        limit: int | None = None,
+        offset: int | None = None,
+        tenant: str = "",
     ) -> tuple[Snapshot, ...]:
         """A page of them."""
         await trio.lowlevel.checkpoint()
-        wanted = (name_contains or "").lower()
-        found = [self._current(s) for s in reversed(self._snapshots.values()) if wanted in s.name.lower()]
+        for field, value, lowest, highest in (("limit", limit, 1, 500), ("offset", offset, 0, 2**63 - 1)):
+            if value is not None and not lowest <= value <= highest:
+                raise ValidationError(f"{field} must be between {lowest} and {highest}, not {value}", field)
+        wanted = (name_contains or "").casefold()
+        mine = [s for s in reversed(self._snapshots.values()) if self._tenants[s.id] == tenant]
+        found = [self._current(s) for s in mine if wanted in s.name.casefold()]
         start = offset or 0
         return tuple(found[start : start + (limit or 50)])
 
@@ -218,6 +277,7 @@ class MemorySnapshots:
         if users:
             raise ResourceInUseError(f"Snapshot '{snapshot_id}' is in use", "snapshot", users)
         del self._snapshots[snapshot.id], self._ready_at[snapshot.id], self.contents[snapshot.id]
+        self._tags = {key: found for key, found in self._tags.items() if found != snapshot.id}
 
     async def wait(self, snapshot_id: str, timeout_s: float) -> Snapshot:
         """Wait for a build."""
@@ -254,7 +314,8 @@ class MemorySnapshots:
 
     def _current(self, snapshot: Snapshot) -> Snapshot:
         ready = trio.current_time() >= self._ready_at[snapshot.id]
-        return attrs.evolve(snapshot, status="ready" if ready else "building")
+        tags = tuple(key[2] for key, found in self._tags.items() if found == snapshot.id)
+        return attrs.evolve(snapshot, status="ready" if ready else "building", tags=tags)
 
 
 def _now() -> str:
