@@ -129,6 +129,8 @@ def test_a_fault_in_the_thread_fails_its_calls_and_spares_later_clients() -> Non
         raise RuntimeError("a fault of ours")
 
     portal = Portal(_Swallows())
+    blocking.call(portal, trio.lowlevel.checkpoint)
+    (thread,) = [thread for thread in threading.enumerate() if thread.name == "sandboxrt"]
     with ThreadPoolExecutor(1) as pool:
         waiting = pool.submit(blocking.call, portal, trio.sleep_forever)
         until(waiting.running)
@@ -136,7 +138,7 @@ def test_a_fault_in_the_thread_fails_its_calls_and_spares_later_clients() -> Non
         portal.runtime().post(fault)
         with bounded(5), pytest.raises(ClientClosedError):
             waiting.result()
-    until(lambda: portal.ended)
+    thread.join(5)
     with pytest.raises(ClientClosedError, match="make a new client"):
         blocking.call(portal, trio.lowlevel.checkpoint)
     assert blocking.call(Portal(_Swallows()), lambda: _soon(2)) == 2
