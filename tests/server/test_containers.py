@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import httpx
 import pytest
 import trio
 
@@ -204,3 +205,26 @@ async def test_searches_in_a_real_tree(state_dir: Path) -> None:
         }
         answer = await served.http.post("/box/box/glob", json={"pattern": "**/passwd", "path": "/etc"})
         assert "/etc/passwd" in [match["path"] for match in answer.json()["matches"]]
+
+
+async def test_searches_with_lesser_tools(state_dir: Path) -> None:
+    """A find that cannot print by itself, as BusyBox's, and none at all."""
+    no_printf = '#!/bin/sh\ncase "$*" in *-printf*) exit 1; esac\nexec /usr/bin/find "$@"\n'
+    async with served_box(state_dir) as (host, served):
+
+        async def shell(command: str) -> None:
+            answer = await served.http.post("/box/box/execute", json={"command": command})
+            assert answer.json()["exit_code"] == 0, answer.text
+
+        async def glob() -> httpx.Response:
+            return await served.http.post("/box/box/glob", json={"pattern": "**", "path": "/srv"})
+
+        await shell("mkdir -p '/srv/a b/c'; echo x > '/srv/a b/c/file'; touch /srv/empty; ln -s / /srv/out")
+        best = (await glob()).json()
+        assert len(best["matches"]) == 5
+        await host.write_file("box", "/usr/local/bin/find", content(no_printf.encode()))
+        await shell("chmod 755 /usr/local/bin/find")
+        assert (await glob()).json() == best
+        await host.write_file("box", "/usr/local/bin/find", content(b"#!/bin/sh\nexit 127\n"))
+        answer = await glob()
+        assert (answer.status_code, answer.json()["detail"]["error_type"]) == (400, "NoTool")

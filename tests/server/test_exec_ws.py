@@ -10,10 +10,12 @@ import trio
 import trio_websocket
 
 from sandboxrt.host.command import CommandSettings
-from sandboxrt.protocol.exec import Execute, Reconnect
+from sandboxrt.protocol.exec import Execute, Exit, Reconnect
+from sandboxrt.protocol.rest import CreateSandbox
 from sandboxrt.server.dataplane import DataPlaneSettings
 from sandboxrt.server.exec_ws import SocketSettings
 from sandboxrt.testing.conformance import converse
+from sandboxrt.testing.fake import FakeEngine, Faults
 from tests.host.conftest import OpenFake
 
 from .dataplane_kit import serve, text_of
@@ -241,14 +243,51 @@ async def test_the_number_of_sockets_of_a_sandbox_is_bounded(fake_host: OpenFake
 
 
 async def test_an_unknown_sandbox_and_one_that_is_not_ready_refuse_the_handshake(fake_host: OpenFake) -> None:
-    async with fake_host() as (host, _), serve(host) as served:
-        for sandbox, status, error in (("nobody", 404, "NotFound"),):
+    engine = FakeEngine(faults=Faults(create_delay_s=30))
+    async with fake_host(engine=engine, box=False) as (host, _), serve(host) as served:
+        await host.create_sandbox(CreateSandbox(name="box", wait_for_ready=False))
+        for sandbox, status, error in (("nobody", 404, "NotFound"), ("box", 400, "NotReady")):
             with pytest.raises(trio_websocket.ConnectionRejected) as caught:
                 async with served.connect(sandbox):
                     pytest.fail("it was accepted")
             assert caught.value.status_code == status
             assert caught.value.body is not None
             assert json.loads(caught.value.body)["detail"]["error"] == error
+
+
+async def test_a_sandbox_that_is_not_ready_refuses_requests(fake_host: OpenFake) -> None:
+    engine = FakeEngine(faults=Faults(create_delay_s=30))
+    async with fake_host(engine=engine, box=False) as (host, _), serve(host) as served:
+        await host.create_sandbox(CreateSandbox(name="box", wait_for_ready=False))
+        for method, path, body in (
+            ("POST", "/execute", {"command": "true"}),
+            ("POST", "/execute/stream/start", {"command": "true"}),
+            ("POST", "/execute/stream/resume", {"command_id": "c"}),
+            ("POST", "/upload?path=/f", {}),
+            ("GET", "/download?path=/f", None),
+            ("POST", "/glob", {"pattern": "*", "path": "/"}),
+            ("POST", "/grep", {"pattern": "x", "path": "/"}),
+        ):
+            answer = await served.http.request(method, f"/box/box{path}", json=body)
+            assert (answer.status_code, answer.json()["detail"]["error"]) == (400, "NotReady"), path
+
+
+async def test_a_kill_is_obeyed_while_output_floods_a_connection_that_breaks(fake_host: OpenFake) -> None:
+    async with fake_host() as (host, _), serve(host) as served:
+        for number in range(20):
+            async with served.raw() as (stream, peer):
+                await peer.execute("while true; do echo 0123456789; done", command_id=f"c{number}")
+                for _ in range(3):
+                    await peer.receive()
+                await peer.send(type="kill")
+                if number % 2:
+                    await trio.sleep(0.01)
+                await trio.aclose_forcefully(stream)
+            async with converse(host, "box", Reconnect(f"c{number}")) as reader:
+                with trio.fail_after(5):
+                    while not isinstance(frame := await reader.link.receive(), Exit):
+                        pass
+                assert frame.exit_code == 137
 
 
 async def test_a_peer_that_does_not_read_stalls_nobody(fake_host: OpenFake) -> None:
