@@ -10,6 +10,12 @@ from sandboxrt.testing.fake import FakeEngine
 from tests.bridge.kit import fake_engine
 
 
+@pytest.fixture(scope="session")
+def state_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One for all: preparing the built-in snapshot is most of what a client's first sandbox takes."""
+    return tmp_path_factory.mktemp("bridge")
+
+
 @pytest.fixture
 def engine() -> Iterator[FakeEngine]:
     """A fake engine that lives on the bridge's trio thread."""
@@ -19,6 +25,6 @@ def engine() -> Iterator[FakeEngine]:
 
 
 @pytest.fixture
-def client(engine: FakeEngine, tmp_path: Path) -> Iterator[sandboxrt.SandboxClient]:
-    with sandboxrt.SandboxClient(engine=engine, state_dir=tmp_path) as client:
+def client(engine: FakeEngine, state_dir: Path) -> Iterator[sandboxrt.SandboxClient]:
+    with sandboxrt.SandboxClient(engine=engine, state_dir=state_dir) as client:
         yield client

@@ -28,8 +28,8 @@ from tests.bridge.kit import Made, bounded, fake_engine, until
 # -- lifetime ----------------------------------------------------------------------------------------------------------
 
 
-def test_works_without_with(engine: FakeEngine, tmp_path: Path) -> None:
-    client = SandboxClient(engine=engine, state_dir=tmp_path)
+def test_works_without_with(engine: FakeEngine, state_dir: Path) -> None:
+    client = SandboxClient(engine=engine, state_dir=state_dir)
     sb = client.create_sandbox()
     assert sb.run("echo one").stdout == "one\n"
     assert [each.name for each in client.list_sandboxes()] == [sb.name]
@@ -43,10 +43,10 @@ def test_works_without_with(engine: FakeEngine, tmp_path: Path) -> None:
         sb.run("true")
 
 
-def test_one_daemon_thread_for_all_clients(engine: FakeEngine, tmp_path: Path) -> None:
+def test_one_daemon_thread_for_all_clients(engine: FakeEngine, state_dir: Path) -> None:
     with (
-        SandboxClient(engine=engine, state_dir=tmp_path) as one,
-        SandboxClient(engine=engine, state_dir=tmp_path) as two,
+        SandboxClient(engine=engine, state_dir=state_dir) as one,
+        SandboxClient(engine=engine, state_dir=state_dir) as two,
     ):
         one.list_sandboxes()
         two.list_sandboxes()
@@ -55,15 +55,15 @@ def test_one_daemon_thread_for_all_clients(engine: FakeEngine, tmp_path: Path) -
         assert threads[0].daemon
 
 
-def test_closed_before_use_is_closed(engine: FakeEngine, tmp_path: Path) -> None:
-    client = SandboxClient(engine=engine, state_dir=tmp_path)
+def test_closed_before_use_is_closed(engine: FakeEngine, state_dir: Path) -> None:
+    client = SandboxClient(engine=engine, state_dir=state_dir)
     client.close()
     with pytest.raises(ClientClosedError, match="make a new one"):
         client.list_sandboxes()
 
 
-def test_client_closes_with_the_last_object_of_it(engine: FakeEngine, tmp_path: Path) -> None:
-    client = SandboxClient(engine=engine, state_dir=tmp_path)
+def test_client_closes_with_the_last_object_of_it(engine: FakeEngine, state_dir: Path) -> None:
+    client = SandboxClient(engine=engine, state_dir=state_dir)
     sb = client.create_sandbox()
     del client
     gc.collect()
@@ -89,8 +89,8 @@ def test_failed_opening_is_the_callers_error_and_may_be_tried_again(tmp_path: Pa
     client.close()
 
 
-def test_threads_that_open_it_together_share_one(engine: FakeEngine, tmp_path: Path) -> None:
-    client = SandboxClient(engine=engine, state_dir=tmp_path)
+def test_threads_that_open_it_together_share_one(engine: FakeEngine, state_dir: Path) -> None:
+    client = SandboxClient(engine=engine, state_dir=state_dir)
     with ThreadPoolExecutor(8) as pool:
         names = list(pool.map(lambda _: client.create_sandbox().name, range(8)))
     assert sorted(sandbox.name for sandbox in client.list_sandboxes()) == sorted(names)
@@ -103,8 +103,8 @@ def test_many_threads_at_once(client: SandboxClient) -> None:
         assert list(results) == [f"{n}\n" for n in range(200)]
 
 
-def test_closing_ends_calls_of_other_threads(engine: FakeEngine, tmp_path: Path) -> None:
-    client = SandboxClient(engine=engine, state_dir=tmp_path)
+def test_closing_ends_calls_of_other_threads(engine: FakeEngine, state_dir: Path) -> None:
+    client = SandboxClient(engine=engine, state_dir=state_dir)
     sb = client.create_sandbox()
     handle = sb.run("sleep 1000", wait=False, timeout=0)
     with ThreadPoolExecutor(1) as pool:
@@ -116,8 +116,8 @@ def test_closing_ends_calls_of_other_threads(engine: FakeEngine, tmp_path: Path)
                 waiting.result()
 
 
-def test_blocks_that_outlive_the_client_end_quietly(engine: FakeEngine, tmp_path: Path) -> None:
-    client = SandboxClient(engine=engine, state_dir=tmp_path)
+def test_blocks_that_outlive_the_client_end_quietly(engine: FakeEngine, state_dir: Path) -> None:
+    client = SandboxClient(engine=engine, state_dir=state_dir)
     with client.sandbox() as sb, sb.run("sleep 1000", wait=False):
         client.close()
         assert engine.containers == {}
@@ -441,7 +441,7 @@ def test_what_arrives_after_ctrl_c_is_discarded(client: SandboxClient) -> None:
     assert made.discarded.is_set()
 
 
-def test_ctrl_c_while_opening_closes_again(engine: FakeEngine, tmp_path: Path) -> None:
+def test_ctrl_c_while_opening_closes_again(engine: FakeEngine, state_dir: Path) -> None:
     entered = threading.Event()
 
     @attrs.define
@@ -522,9 +522,9 @@ async def test_in_a_trio_task_names_the_trio_client() -> None:
         pass
 
 
-async def test_in_a_worker_thread_of_trio_works(tmp_path: Path) -> None:
+async def test_in_a_worker_thread_of_trio_works(state_dir: Path) -> None:
     def job() -> str:
-        with fake_engine() as engine, SandboxClient(engine=engine, state_dir=tmp_path) as client:
+        with fake_engine() as engine, SandboxClient(engine=engine, state_dir=state_dir) as client:
             return client.sandbox().run("echo worker").stdout
 
     assert await trio.to_thread.run_sync(job) == "worker\n"

@@ -24,12 +24,12 @@ from tests.bridge.kit import Made, bounded, until
 
 
 @pytest.fixture
-def aio(engine: FakeEngine, tmp_path: Path) -> Callable[[Callable[[AsyncSandboxClient], Awaitable[object]]], None]:
+def aio(engine: FakeEngine, state_dir: Path) -> Callable[[Callable[[AsyncSandboxClient], Awaitable[object]]], None]:
     """Runs a function with an open client in an asyncio loop of its own."""
 
     def run(function: Callable[[AsyncSandboxClient], Awaitable[object]]) -> None:
         async def main() -> None:
-            async with AsyncSandboxClient(engine=engine, state_dir=tmp_path) as client:
+            async with AsyncSandboxClient(engine=engine, state_dir=state_dir) as client:
                 await function(client)
 
         with warnings.catch_warnings():
@@ -61,9 +61,9 @@ def test_both_forms_of_a_sandbox_block(aio: Aio, engine: FakeEngine) -> None:
     aio(main)
 
 
-def test_works_without_async_with(engine: FakeEngine, tmp_path: Path) -> None:
+def test_works_without_async_with(engine: FakeEngine, state_dir: Path) -> None:
     async def main() -> None:
-        client = AsyncSandboxClient(engine=engine, state_dir=tmp_path)
+        client = AsyncSandboxClient(engine=engine, state_dir=state_dir)
         sb = await client.create_sandbox()
         assert [each.name for each in await client.list_sandboxes()] == [sb.name]
         await client.aclose()
@@ -309,8 +309,8 @@ def test_a_task_group_cancels_its_calls(aio: Aio, engine: FakeEngine) -> None:
 # -- loops -------------------------------------------------------------------------------------------------------------
 
 
-def test_several_loops_share_a_client(engine: FakeEngine, tmp_path: Path) -> None:
-    client = AsyncSandboxClient(engine=engine, state_dir=tmp_path)
+def test_several_loops_share_a_client(engine: FakeEngine, state_dir: Path) -> None:
+    client = AsyncSandboxClient(engine=engine, state_dir=state_dir)
 
     async def job(n: int) -> str:
         async with client.sandbox() as sb:
@@ -323,8 +323,8 @@ def test_several_loops_share_a_client(engine: FakeEngine, tmp_path: Path) -> Non
     asyncio.run(client.aclose())
 
 
-def test_a_sandbox_outlives_its_loop(engine: FakeEngine, tmp_path: Path) -> None:
-    client = AsyncSandboxClient(engine=engine, state_dir=tmp_path)
+def test_a_sandbox_outlives_its_loop(engine: FakeEngine, state_dir: Path) -> None:
+    client = AsyncSandboxClient(engine=engine, state_dir=state_dir)
     sb = asyncio.run(_awaited(client.sandbox()))
     assert asyncio.run(sb.run("echo next loop")).stdout == "next loop\n"
     asyncio.run(client.aclose())
@@ -334,8 +334,8 @@ async def _awaited(creation: Awaitable[AsyncSandbox]) -> AsyncSandbox:
     return await creation
 
 
-def test_the_end_of_a_loop_ends_its_calls(engine: FakeEngine, tmp_path: Path) -> None:
-    client = AsyncSandboxClient(engine=engine, state_dir=tmp_path)
+def test_the_end_of_a_loop_ends_its_calls(engine: FakeEngine, state_dir: Path) -> None:
+    client = AsyncSandboxClient(engine=engine, state_dir=state_dir)
     sb = asyncio.run(_awaited(client.sandbox()))
 
     async def leave() -> None:
@@ -350,8 +350,8 @@ def test_the_end_of_a_loop_ends_its_calls(engine: FakeEngine, tmp_path: Path) ->
 
 
 @pytest.mark.filterwarnings("ignore:.*was never retrieved", "ignore:.*Task was destroyed")
-def test_a_loop_that_closes_over_its_calls_leaves_nothing(engine: FakeEngine, tmp_path: Path) -> None:
-    client = AsyncSandboxClient(engine=engine, state_dir=tmp_path)
+def test_a_loop_that_closes_over_its_calls_leaves_nothing(engine: FakeEngine, state_dir: Path) -> None:
+    client = AsyncSandboxClient(engine=engine, state_dir=state_dir)
     made = Made()
     asyncio.run(_awaited(client.sandbox()))
 
@@ -370,8 +370,8 @@ def test_a_loop_that_closes_over_its_calls_leaves_nothing(engine: FakeEngine, tm
     asyncio.run(client.aclose())
 
 
-def test_a_dropped_call_is_interrupted(engine: FakeEngine, tmp_path: Path) -> None:
-    client = AsyncSandboxClient(engine=engine, state_dir=tmp_path)
+def test_a_dropped_call_is_interrupted(engine: FakeEngine, state_dir: Path) -> None:
+    client = AsyncSandboxClient(engine=engine, state_dir=state_dir)
     cancelled = threading.Event()
 
     async def work() -> None:
