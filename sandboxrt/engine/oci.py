@@ -398,7 +398,8 @@ class OciEngine:
         try:
             process_file = remains.record / "relay.json"
             process_file.write_text(json.dumps(relay_process(_OOM_SCORE_ADJ)))
-            exec_ = RuntimeExec(tools.launcher, tuple(plan.exec_words(STDIO_FD, process_file)))
+            words = plan.exec_words(STDIO_FD, process_file)
+            exec_ = RuntimeExec(tools.launcher, tuple(words), detached=plan.detaches_exec)
             channel = ExecChannel(exec_, hold, os.dup(remains.init), ids)
         except BaseException:
             hold.close()

@@ -327,6 +327,7 @@ while True:
 """
 
 
+@pytest.mark.parametrize("container", ["crun", "runc", "runsc"], indirect=True)
 async def test_ports_are_reached_and_refused(container: OciContainer) -> None:
     before = children()
     process = await container.spawn(spec_of("", argv=("/usr/bin/python3", "-c", SERVER)))

@@ -229,6 +229,11 @@ class LaunchPlan:
         """Whether the first process takes orders through a socket."""
         return self.strategy is ExecStrategy.INIT
 
+    @property
+    def detaches_exec(self) -> bool:
+        """Whether the runtime's own exec gives its standard streams away only when it does not wait."""
+        return self.facts.runtime.kind == "runc"
+
     def exec_words(self, stdio: int, process_file: Path) -> list[str]:
         """The launcher's instructions for the runtime's own exec in the running container.
 
@@ -237,10 +242,13 @@ class LaunchPlan:
             process_file: What to execute, as the runtime wants it described.
         """
         assert self.facts.is_root
-        hide = ("ns", "hide", self.facts.unified_mount) if self.facts.hide_unified else ()
+        hide = ("hide", self.facts.unified_mount) if self.facts.hide_unified else ()
+        # runc enters the root folder by its name before it enters the container: a folder of that name must be there.
+        stand_in = ("cover", self.cover, "dir", "root", "700", "0")
         stdio_words = ("stdio", str(stdio), str(stdio + 1))
-        run = self._runtime("exec", "--process", str(process_file), self.spec.id)
-        return [*hide, *self._limits(), *stdio_words, *run]
+        detach = ("--detach",) if self.detaches_exec else ()
+        run = self._runtime("exec", *detach, "--process", str(process_file), self.spec.id)
+        return ["ns", *hide, *stand_in, *self._limits(), *stdio_words, *run]
 
 
 def _with_parents(at: str) -> list[str]:

@@ -46,10 +46,12 @@ class RuntimeExec:
     Attributes:
         launcher: The launcher's program.
         words: Its instructions, which end with the runtime's ``exec`` of the relay.
+        detached: The runtime's process ends when the relay has started, instead of with it.
     """
 
     launcher: Path
     words: tuple[str, ...]
+    detached: bool = False
 
 
 @attrs.define(eq=False)
@@ -67,6 +69,7 @@ class Relay:
     _words: int
     host_pid: int = 0
     host_uid: int = 0
+    _own_pidfd: int | None = attrs.field(default=None, init=False)
     _orders: deque[bytes] = attrs.field(factory=deque, init=False)
     _has_orders: trio.Event = attrs.field(factory=trio.Event, init=False)
     _credit: int = attrs.field(default=INPUT_WINDOW_BYTES, init=False)
@@ -106,6 +109,11 @@ class Relay:
         relay = cls(ours, pid, os.pidfd_open(pid), words)
         try:
             await relay._hello()
+            if exec_.detached:
+                relay._own_pidfd = os.pidfd_open(relay.host_pid)
+        except ProcessLookupError as error:
+            await relay.aclose()
+            raise SpawnFailedError("the relay ended at once", errno.ESRCH) from error
         except BaseException:
             await relay.aclose()
             raise
@@ -216,19 +224,25 @@ class Relay:
         self.close()
         await self._end()
         os.close(self._words)
-        os.close(self._pidfd)
+        for pidfd in self._pidfds():
+            os.close(pidfd)
         self._freed.set()
+
+    def _pidfds(self) -> tuple[int, ...]:
+        return (self._pidfd,) if self._own_pidfd is None else (self._pidfd, self._own_pidfd)
 
     async def _end(self) -> str:
         """Wait for the runtime's exec; returns what it said on standard error."""
         with trio.CancelScope(shield=True):
-            with trio.move_on_after(_END_TIMEOUT_S) as scope:
-                await trio.lowlevel.wait_readable(self._pidfd)
-            if scope.cancelled_caught:
-                with contextlib.suppress(ProcessLookupError):
-                    signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
-                with trio.move_on_after(_END_TIMEOUT_S):
-                    await trio.lowlevel.wait_readable(self._pidfd)
+            for pidfd in self._pidfds():
+                with trio.move_on_after(_END_TIMEOUT_S) as scope:
+                    await trio.lowlevel.wait_readable(pidfd)
+                # Only our own child: the other number was learned from a process that could be gone and replaced.
+                if scope.cancelled_caught and pidfd == self._pidfd:
+                    with contextlib.suppress(ProcessLookupError):
+                        signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+                    with trio.move_on_after(_END_TIMEOUT_S):
+                        await trio.lowlevel.wait_readable(pidfd)
             if not self._is_reaped:
                 self._is_reaped = True
                 reap(self._pid)
@@ -262,7 +276,8 @@ class Relay:
     async def wait_end(self) -> None:
         """Wait for the end of the runtime's exec, and free what belongs to it."""
         try:
-            await trio.lowlevel.wait_readable(self._pidfd)
+            for pidfd in self._pidfds():
+                await trio.lowlevel.wait_readable(pidfd)
         finally:
             await self.aclose()
 
