@@ -25,7 +25,7 @@ from sandboxrt.errors import SandboxClientError, SandboxNotReadyError
 from sandboxrt.host.attachment import AnyAttachment
 from sandboxrt.host.host import Host
 from sandboxrt.protocol.exec import Execute, Reconnect
-from sandboxrt.server.exec_ws import SocketSettings, serve_socket
+from sandboxrt.server.exec_ws import InputBudget, SocketSettings, serve_socket
 from sandboxrt.server.execute import execute
 from sandboxrt.server.files import FileSettings, download, upload
 from sandboxrt.server.replies import BusyError, error_reply, reply
@@ -47,6 +47,7 @@ class DataPlaneSettings:
         sockets: Those of each command socket.
         streams: Those of each stream of events.
         files: Those of each transfer.
+        input_bytes: Input that all sockets together take ahead of their commands.
         max_commands: Sockets, streams and waiting requests of one sandbox at once; one more gets a 429.
         max_transfers: Uploads and downloads of one sandbox at once, likewise.
         max_searches: Searches in one sandbox at once, likewise.
@@ -55,6 +56,7 @@ class DataPlaneSettings:
     sockets: SocketSettings = attrs.field(factory=SocketSettings)
     streams: StreamSettings = attrs.field(factory=StreamSettings)
     files: FileSettings = attrs.field(factory=FileSettings)
+    input_bytes: int = 256 * 1024**2
     max_commands: int = 512
     max_transfers: int = 32
     max_searches: int = 4
@@ -81,6 +83,7 @@ class DataPlane:
         self._host = host
         self._resolve = resolve
         self._settings = settings or DataPlaneSettings()
+        self._input_budget = InputBudget(self._settings.input_bytes)
         self._under_way: Counter[tuple[str, str]] = Counter()
 
     def __repr__(self) -> str:
@@ -168,7 +171,7 @@ class DataPlane:
         async def attach(first: Execute | Reconnect) -> AnyAttachment:
             return await self._host.attach(sandbox, first)
 
-        await serve_socket(websocket, attach, self._settings.sockets, stopping=self.stopping)
+        await serve_socket(websocket, attach, self._settings.sockets, stopping=self.stopping, budget=self._input_budget)
 
     async def _tunnel(self, websocket: WebSocket) -> None:
         await websocket.send_denial_response(_not_implemented())

@@ -35,7 +35,7 @@ from sandboxrt.protocol.exec import (
 )
 from sandboxrt.protocol.exec_wire import WireError, decode_client, encode_server
 
-__all__ = ["SocketSettings", "serve_socket"]
+__all__ = ["InputBudget", "SocketSettings", "serve_socket"]
 
 _NORMAL = 1000
 _UNSUPPORTED = 1003
@@ -61,11 +61,19 @@ class SocketSettings:
     """
 
     first_frame_s: float = 30.0
-    input_bytes: int = 1024**2
+    input_bytes: int = 8 * 1024**2
     input_stall_s: float = 60.0
     input_grace_s: float = 1.0
     send_stall_s: float = 60.0
     close_s: float = 5.0
+
+
+@attrs.define
+class InputBudget:
+    """How much input all sockets together take ahead of their commands, in bytes; each may hold one piece beyond it."""
+
+    total: int = 256 * 1024**2
+    used: int = 0
 
 
 class _GoneError(Exception):
@@ -86,6 +94,7 @@ async def serve_socket(
     settings: SocketSettings | None = None,
     *,
     stopping: trio.Event | None = None,
+    budget: InputBudget | None = None,
 ) -> None:
     """Serve an accepted socket until its command has ended, its peer is gone, or one of them broke a rule.
 
@@ -95,10 +104,11 @@ async def serve_socket(
         settings: The bounds.
         stopping: Set when the server stops: the socket is closed with 1012, after which all generations of clients
             attach again.
+        budget: Shared by the sockets of one server.
 
     Cancellation: Detaches; the socket is left to the server to close.
     """
-    socket = _Socket(websocket, settings or SocketSettings())
+    socket = _Socket(websocket, settings or SocketSettings(), budget or InputBudget())
     try:
         end = await socket.serve(attach, stopping)
     except _GoneError:
@@ -110,6 +120,8 @@ async def serve_socket(
     except Exception:  # noqa: BLE001  one socket's failure is told to its peer and reaches nobody else
         _log.exception("a command's socket failed in the server")
         end = _End(ErrorFrame("The server failed to serve this socket; reconnect to go on", "InternalError"), _INTERNAL)
+    finally:
+        socket.forget_input()
     await socket.end(end)
 
 
@@ -128,9 +140,10 @@ def _weight(frame: Input | CloseStdin) -> int:
 
 
 class _Socket:
-    def __init__(self, websocket: WebSocket, settings: SocketSettings) -> None:
+    def __init__(self, websocket: WebSocket, settings: SocketSettings, budget: InputBudget) -> None:
         self._websocket = websocket
         self._settings = settings
+        self._budget = budget
         self._extended = False
         self._input: deque[Input | CloseStdin] = deque()
         self._input_bytes = 0
@@ -213,12 +226,23 @@ class _Socket:
 
     def _queue(self, frame: Input | CloseStdin) -> None:
         self._input.append(frame)
-        self._input_bytes += _weight(frame)
+        self._count(_weight(frame))
         self._input_changed.unpark_all()
+
+    def _count(self, change: int) -> None:
+        self._input_bytes += change
+        self._budget.used += change
+
+    def forget_input(self) -> None:
+        """Give up what the command has not got yet."""
+        self._input.clear()
+        self._count(-self._input_bytes)
 
     async def _have_room(self) -> None:
         with trio.move_on_after(self._settings.input_stall_s):
-            while self._input_bytes >= self._settings.input_bytes:
+            while self._input_bytes >= self._settings.input_bytes or (
+                self._input_bytes and self._budget.used >= self._budget.total
+            ):
                 await self._input_changed.park()
             return
         raise WireError(
@@ -240,7 +264,7 @@ class _Socket:
             except InputGapError as error:
                 raise WireError(str(error), "InvalidOffset", _NORMAL) from error
             self._input_busy = False
-            self._input_bytes -= _weight(frame)
+            self._count(-_weight(frame))
             self._input_changed.unpark_all()
 
     async def _input_passed_on(self) -> None:

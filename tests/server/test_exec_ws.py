@@ -21,7 +21,8 @@ from tests.host.conftest import OpenFake
 from .dataplane_kit import serve, text_of
 
 QUICK = DataPlaneSettings(
-    sockets=SocketSettings(first_frame_s=0.3, input_stall_s=0.5, send_stall_s=1.0, close_s=1.0), max_commands=3
+    sockets=SocketSettings(first_frame_s=0.3, input_bytes=1024**2, input_stall_s=0.5, send_stall_s=1.0, close_s=1.0),
+    max_commands=3,
 )
 
 
@@ -224,6 +225,26 @@ async def test_input_that_nobody_reads_for_long_ends_the_socket_only(fake_host: 
         with trio.fail_after(10):
             frames, _ = await peer.to_close()
         assert frames[-1]["error_type"] == "InputStalled"
+
+
+async def test_the_input_of_all_sockets_together_is_bounded(fake_host: OpenFake) -> None:
+    bounds = DataPlaneSettings(sockets=SocketSettings(input_stall_s=0.5), input_bytes=1024**2)
+    async with fake_host() as (host, _), serve(host, bounds) as served:
+        async with served.connect() as one, served.connect() as two, served.connect() as three:
+            for peer in (one, two):
+                await peer.execute("sleep 1000")
+                await peer.send(type="input", data="x" * 900_000)
+                await peer.send(type="input", data="x" * 900_000)
+            frames, _ = await two.to_close()
+            assert frames[-1]["error_type"] == "InputStalled"
+            await three.execute("cat; echo end", close_stdin=False)
+            await three.send(type="input", data="passes by\n")
+            await three.send(type="close_stdin")
+            frames, _ = await three.to_close()
+            assert text_of(frames) == "passes by\nend\n"
+        with trio.fail_after(10):
+            while served.plane._input_budget.used:
+                await trio.sleep(0.01)
 
 
 async def test_the_number_of_sockets_of_a_sandbox_is_bounded(fake_host: OpenFake) -> None:
