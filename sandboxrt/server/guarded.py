@@ -1,0 +1,319 @@
+"""Hypercorn's connections, with the guards that a server for strangers needs.
+
+What the guards are for, each measured with hypercorn 0.18 on trio:
+
+* An error on one connection (closing a WebSocket races a send) ended the whole server. Here nothing leaves a
+  connection but into the log.
+* A send to a peer that stopped reading was shielded without a deadline and blocked shutdown. Here a send has a deadline
+  and can be cancelled; a connection whose send was cut short is dropped, for half a frame cannot be taken back.
+* A connection whose application had answered before it had read the whole request could wait for ever. Here what is
+  left of a closed connection is ended after a while.
+* Request headers that never end, peers that vanish without a word, and more connections than there is room for.
+
+HTTP/2 is not offered: no client of this protocol speaks it.
+
+Source: ours; the connection's protocol handling is hypercorn's.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import socket
+import ssl
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import attrs
+import h11
+import trio
+from hypercorn.config import Config
+from hypercorn.events import Closed, Event, RawData, Updated
+from hypercorn.protocol.events import EndBody
+from hypercorn.protocol.events import Event as StreamEvent
+from hypercorn.protocol.h11 import H11Protocol
+from hypercorn.protocol.ws_stream import WSStream
+from hypercorn.trio.task_group import TaskGroup
+from hypercorn.trio.tcp_server import TCPServer
+from hypercorn.trio.worker_context import WorkerContext
+from hypercorn.typing import AppWrapper, ConnectionState
+from hypercorn.utils import parse_socket_addr, wrap_app
+from starlette.types import ASGIApp
+
+__all__ = ["ConnectionLimits", "serve_connections"]
+
+_log = logging.getLogger("sandboxrt.server")
+_MAX_RECV = 2**16
+_BROKEN = (trio.BrokenResourceError, trio.ClosedResourceError, trio.BusyResourceError, OSError)
+_FULL_BODY = b'{"detail":{"error":"ServiceUnavailable","message":"The server has as many connections as it may"}}'
+_FULL = (
+    b"HTTP/1.1 503 Service Unavailable\r\ncontent-type: application/json\r\nretry-after: 1\r\nconnection: close\r\n"
+    b"content-length: %d\r\n\r\n%b" % (len(_FULL_BODY), _FULL_BODY)
+)
+
+
+@attrs.frozen(kw_only=True)
+class ConnectionLimits:
+    """The bounds of connections.
+
+    Attributes:
+        max_connections: At once; one more is told 503 and closed.
+        max_header_bytes: Request line and headers together.
+        header_s: From a request's first byte to the end of its headers.
+        handshake_s: For TLS.
+        idle_s: How long a connection may stay open without a request.
+        send_stall_s: How long a peer may take nothing of what it is sent.
+        vanished_s: After how long the kernel gives up a peer that does not answer at all.
+        linger_s: What an application is given to end after its connection was closed.
+        drain_s: What all are given to end when the server stops.
+    """
+
+    max_connections: int = 4096
+    max_header_bytes: int = 32 * 1024
+    header_s: float = 10.0
+    handshake_s: float = 10.0
+    idle_s: float = 75.0
+    send_stall_s: float = 60.0
+    vanished_s: float = 60.0
+    linger_s: float = 30.0
+    drain_s: float = 10.0
+
+
+async def serve_connections(
+    app: ASGIApp,
+    listeners: Sequence[trio.SocketListener],
+    *,
+    stopping: trio.Event,
+    limits: ConnectionLimits | None = None,
+    tls: ssl.SSLContext | None = None,
+    task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """Serve an application on listening sockets until ``stopping`` is set and everything has ended, or was ended.
+
+    Cancellation: Everything is dropped at once.
+    """
+    server = _Server(app, limits or ConnectionLimits(), tls)
+    async with trio.open_nursery() as connections:
+        async with trio.open_nursery() as accepting:
+            accepting.start_soon(
+                partial(trio.serve_listeners, server.serve, list(listeners), handler_nursery=connections)
+            )
+            task_status.started()
+            await stopping.wait()
+            accepting.cancel_scope.cancel()
+        await server.context.terminated.set()
+        connections.cancel_scope.deadline = trio.current_time() + server.limits.drain_s
+
+
+class _Server:
+    """What the connections of a server share."""
+
+    def __init__(self, app: ASGIApp, limits: ConnectionLimits, tls: ssl.SSLContext | None) -> None:
+        self.limits = limits
+        self.context = WorkerContext(None)
+        self._tls = tls
+        self._open = 0
+        self._config = config = Config()
+        config.h11_max_incomplete_size = limits.max_header_bytes
+        config.keep_alive_timeout = limits.idle_s
+        config.keep_alive_max_requests = 100_000
+        config.ssl_handshake_timeout = limits.handshake_s
+        config.include_server_header = False
+        config.websocket_max_message_size = 4 * 1024**2
+        config.errorlog = None
+        self._app: AppWrapper = wrap_app(app, 0, "asgi")  # type: ignore[arg-type]
+
+    async def serve(self, stream: trio.SocketStream) -> None:
+        """Serve one connection to its end. Never raises but when cancelled."""
+        if self._open >= self.limits.max_connections:
+            with trio.move_on_after(1):
+                await _refuse(stream, self._tls is not None)
+            await trio.aclose_forcefully(stream)
+            return
+        self._open += 1
+        try:
+            _watch_peer(stream.socket, self.limits.vanished_s)
+            guarded: Any = stream if self._tls is None else self._encrypted(stream)
+            await _Connection(self._app, self._config, self.context, guarded, self.limits).run()
+        except* trio.Cancelled:
+            raise
+        except* _RefusedError:
+            pass
+        except* Exception as group:  # noqa: BLE001  one connection's trouble is nobody else's
+            _log.warning("a connection ended with an error", exc_info=group)
+        finally:
+            self._open -= 1
+            await trio.aclose_forcefully(stream)
+
+    def _encrypted(self, stream: trio.SocketStream) -> trio.SSLStream[trio.SocketStream]:
+        assert self._tls is not None
+        return trio.SSLStream(stream, self._tls, server_side=True, https_compatible=True)
+
+
+class _RefusedError(Exception):
+    """The peer speaks what is not offered."""
+
+
+class _Http11(H11Protocol):
+    """HTTP/1.1 and WebSockets alone."""
+
+    async def _check_protocol(self, event: h11.Request) -> None:
+        if event.http_version not in (b"1.0", b"1.1"):
+            raise _RefusedError
+
+    async def stream_send(self, event: StreamEvent) -> None:
+        """What a request's stream sends; a WebSocket that was refused ends its connection."""
+        refused = isinstance(event, EndBody) and isinstance(self.stream, WSStream)
+        await super().stream_send(event)
+        if refused:
+            # Hypercorn leaves it open, with nothing that would ever end it.
+            await self.send(Closed())
+
+
+class _Connection(TCPServer):
+    """One connection, guarded."""
+
+    def __init__(
+        self, app: AppWrapper, config: Config, context: WorkerContext, stream: Any, limits: ConnectionLimits
+    ) -> None:
+        super().__init__(app, config, context, ConnectionState({}), stream)
+        self.stream: Any = stream
+        self._limits = limits
+        self._scope = trio.CancelScope()
+        self._idle = True
+        self._dropped = False
+
+    async def run(self) -> None:
+        """Serve it to its end; what is left of it by then is cancelled."""
+        is_tls = isinstance(self.stream, trio.SSLStream)
+        transport: Any = self.stream.transport_stream if is_tls else self.stream
+        try:
+            client = parse_socket_addr(transport.socket.family, transport.socket.getpeername())
+            server = parse_socket_addr(transport.socket.family, transport.socket.getsockname())
+            if is_tls:
+                with trio.fail_after(self._limits.handshake_s):
+                    await self.stream.do_handshake()
+        except (*_BROKEN, ssl.SSLError, trio.TooSlowError):
+            return
+        try:
+            with self._scope:
+                async with TaskGroup() as task_group:
+                    self._task_group = task_group
+                    self.protocol = _Http11(  # type: ignore[assignment]
+                        self.app,
+                        self.config,
+                        self.context,
+                        task_group,
+                        ConnectionState({}),
+                        is_tls,
+                        client,
+                        server,
+                        self.protocol_send,
+                    )
+                    await self.idle_task.restart(task_group, self._idle_timeout)
+                    await self._read_data()
+        finally:
+            await self._close()
+
+    async def protocol_send(self, event: Event) -> None:
+        """Send bytes, close, or note that a request begins or has ended."""
+        if isinstance(event, RawData):
+            await self._send(event.data)
+        elif isinstance(event, Closed):
+            await self._close()
+        elif isinstance(event, Updated):
+            self._idle = event.idle
+            if event.idle:
+                await self.idle_task.restart(self._task_group, self._idle_timeout)
+            else:
+                await self.idle_task.stop()
+
+    async def _send(self, data: bytes) -> None:
+        sent = False
+        try:
+            with trio.move_on_after(self._limits.send_stall_s):
+                async with self.send_lock:
+                    if not self._dropped:
+                        await self.stream.send_all(data)
+                        sent = True
+        except _BROKEN:
+            pass
+        finally:
+            # The protocol counts these bytes as sent, so without all of them the connection is of no more use.
+            if not sent:
+                self._drop()
+
+    async def _read_data(self) -> None:
+        deadline = math.inf
+        while True:
+            try:
+                with trio.move_on_at(deadline) as scope:
+                    data = await self.stream.receive_some(_MAX_RECV)
+            except _BROKEN:
+                break
+            if scope.cancelled_caught:
+                break
+            await self.protocol.handle(RawData(bytes(data)))
+            if not data:
+                break
+            if not self._idle:
+                deadline = math.inf
+            elif deadline == math.inf:
+                deadline = trio.current_time() + self._limits.header_s
+        await self._end()
+
+    async def _end(self) -> None:
+        """Tell the application that its peer is gone; then it has a while to end."""
+        self._scope.deadline = min(self._scope.deadline, trio.current_time() + self._limits.linger_s)
+        await self.idle_task.stop()
+        await self.protocol.handle(Closed())
+
+    def _drop(self) -> None:
+        """Close the socket at once; whoever reads from it finds out."""
+        if not self._dropped:
+            self._dropped = True
+            self._scope.deadline = min(self._scope.deadline, trio.current_time() + self._limits.linger_s)
+            transport = self.stream.transport_stream if isinstance(self.stream, trio.SSLStream) else self.stream
+            transport.socket.close()
+
+    async def _close(self) -> None:
+        if self._dropped:
+            return
+        with trio.move_on_after(2.0):
+            try:
+                if not isinstance(self.stream, trio.SSLStream):
+                    await self.stream.send_eof()
+                await self.stream.aclose()
+            except _BROKEN:
+                pass
+        self._drop()
+
+    async def _initiate_server_close(self) -> None:
+        # Closing is enough: the reader finds out and tells the application.
+        await self._close()
+
+
+def _watch_peer(sock: trio.socket.SocketType, vanished_s: float) -> None:
+    """Have the kernel find out about peers that are gone without a word."""
+    for level, option, value in (
+        (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
+        (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, max(1, int(vanished_s / 2))),
+        (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, max(1, int(vanished_s / 6))),
+        (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3),
+        (socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(vanished_s * 1000)),
+        (socket.IPPROTO_TCP, socket.TCP_NODELAY, 1),
+    ):
+        try:
+            sock.setsockopt(level, option, value)
+        except OSError:
+            return
+
+
+async def _refuse(stream: trio.SocketStream, is_tls: bool) -> None:
+    try:
+        if not is_tls:
+            await stream.send_all(_FULL)
+            await stream.send_eof()
+    except _BROKEN:
+        pass
