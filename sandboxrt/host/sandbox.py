@@ -101,7 +101,7 @@ class Sandbox:
     """
 
     def __init__(self, request: CreateSandbox, workshop: Workshop, row: SandboxRow | None = None) -> None:
-        self.request = request
+        self.request: CreateSandbox = request
         self.name: str = request.name
         self.status: SandboxStatus = SandboxStatus.PROVISIONING
         self.waiting: int = 0
