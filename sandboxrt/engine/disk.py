@@ -31,6 +31,7 @@ import attrs
 import trio
 
 from sandboxrt.errors import EngineUnavailableError, ResourceCreationError
+from sandboxrt.threads import run_blocking
 
 __all__ = [
     "MAX_DISK_BYTES",
@@ -66,7 +67,7 @@ async def _in_thread(function: Callable[[], T]) -> T:
     except LookupError:
         limiter = trio.CapacityLimiter(_THREADS)
         _limiters.set(limiter)
-    return await trio.to_thread.run_sync(function, limiter=limiter)
+    return await run_blocking(limiter, function)
 
 
 def disk_size(size_bytes: int) -> int:
