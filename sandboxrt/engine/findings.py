@@ -19,6 +19,7 @@ __all__ = ["GUEST_KERNEL_RUNTIMES", "HostFacts", "RuntimeFacts", "Trial", "isola
 GUEST_KERNEL_RUNTIMES = frozenset({"runsc", "kata-runtime", "kata"})
 """Runtimes whose containers have a kernel of their own."""
 
+_PACKAGED = frozenset({"crun", "runc", "runsc"})
 _FIX_ROOT = "run as root, e.g. with sudo"
 _FIX_DELEGATE = (
     "printf '[Service]\\nDelegate=cpu cpuset io memory pids\\n' | "
@@ -63,6 +64,14 @@ class RuntimeFacts:
     def label(self) -> str:
         """Name and version."""
         return f"{self.kind} {self.version}".strip()
+
+    @property
+    def how_to_get(self) -> str:
+        """The command that installs it, or what to use instead of a name that is no package."""
+        if self.kind in _PACKAGED:
+            return f"sudo apt-get install {self.kind}"
+        others = ", ".join(sorted(_PACKAGED))
+        return f"check the name; these are packages of Debian and Ubuntu: {others} (--runtime or SANDBOXRT_RUNTIME)"
 
     def flags(self, *, with_cgroups: bool) -> list[str]:
         """Options that come before every subcommand.
@@ -164,7 +173,7 @@ def _kernel_findings(facts: HostFacts) -> Mapping[Isolation, IsolationFinding]:
 
 def _container_fix(facts: HostFacts) -> str:
     if facts.runtime.path is None:
-        return f"sudo apt-get install {facts.runtime.kind}"
+        return facts.runtime.how_to_get
     if "compile" in facts.container.detail:
         return "sudo apt-get install gcc libc6-dev"
     if not facts.is_root and not facts.userns.ok:
@@ -207,6 +216,8 @@ def _version(hierarchy: Hierarchy, controller: str) -> str:
 
 
 def _no_cgroups(facts: HostFacts) -> str:
+    if not facts.container.ok:
+        return facts.container.detail
     return facts.hierarchy.reason or facts.cgroups.detail or "the runtime could not set it"
 
 
@@ -251,6 +262,8 @@ def _disk(facts: HostFacts) -> IsolationFinding:
 
 
 def _inotify(facts: HostFacts) -> IsolationFinding:
+    if facts.runtime.kind in GUEST_KERNEL_RUNTIMES and facts.container.ok:
+        return IsolationFinding(True, f"instances are those of {facts.runtime.kind}'s own kernel, none are the host's")
     if facts.inotify.ok:
         return IsolationFinding(True, "user.max_inotify_instances of its user namespace")
     if not facts.is_root:

@@ -51,10 +51,11 @@ from sandboxrt.engine.launch.plan import (
 from sandboxrt.engine.launch.program import Finished, run_launcher
 from sandboxrt.engine.probe import LAUNCH_SOURCE, HostProbe, probe_host
 from sandboxrt.engine.remove_tree import remove_tree
+from sandboxrt.engine.requirements import require_isolation, require_runtime
 from sandboxrt.engine.runtime_exec import STDIO_FD, ExecChannel, ExecStrategy, RuntimeExec
 from sandboxrt.engine.runtime_exec.strategy import choose_strategy, relay_process
-from sandboxrt.errors import EngineUnavailableError, IsolationError, ResourceCreationError
-from sandboxrt.models import Isolation, IsolationReport
+from sandboxrt.errors import ResourceCreationError
+from sandboxrt.models import IsolationReport
 from sandboxrt.threads import run_blocking
 
 __all__ = ["OciContainer", "OciEngine"]
@@ -68,13 +69,6 @@ _REMOVE_TIMEOUT_S = 60.0
 _CONCURRENT_STARTS = 6
 _RECORD = re.compile(r"run\.([0-9a-f]{32})")
 _LOOP = re.compile(r"^loop (\d+)$", re.MULTILINE)
-_LIMIT_PROPERTIES: tuple[tuple[str, Isolation], ...] = (
-    ("vcpus", Isolation.CPU_LIMIT),
-    ("mem_bytes", Isolation.MEMORY_LIMIT),
-    ("pids", Isolation.PIDS_LIMIT),
-    ("disk_bytes", Isolation.DISK_LIMIT),
-    ("inotify_instances", Isolation.INOTIFY_LIMIT),
-)
 
 
 @attrs.define(eq=False)
@@ -269,19 +263,21 @@ class OciEngine:
     async def report(self) -> IsolationReport:
         """See :class:`~sandboxrt.engine.base.Engine`."""
         probe = await self._probe()
-        _require_runtime(probe)
+        require_runtime(probe.facts.runtime)
+        choose_strategy(self.strategy, probe.facts)
         return probe.report
 
     async def create(self, spec: ContainerSpec) -> OciContainer:
         """See :class:`~sandboxrt.engine.base.Engine`."""
         probe = await self._probe()
-        _require_runtime(probe)
-        _require(spec, probe.report)
+        require_runtime(probe.facts.runtime)
+        strategy = choose_strategy(self.strategy, probe.facts)
+        require_isolation(spec, probe.report)
         cgroups = SandboxCgroups(probe.facts.hierarchy, spec.id, self._events) if probe.facts.cgroups.ok else None
         remains = _Remains(spec.id, spec.state_dir / f"run.{spec.id}", cgroups)
         async with self._starts:
             try:
-                channel = await self._start(spec, probe, remains)
+                channel = await self._start(spec, probe, remains, strategy)
             except BaseException:
                 await remains.free()
                 raise
@@ -325,8 +321,9 @@ class OciEngine:
             self._tools = _Tools(await build_tool(LAUNCH_SOURCE, folder), await build_tool(INIT_SOURCE, folder))
         return self._tools
 
-    async def _start(self, spec: ContainerSpec, probe: HostProbe, remains: _Remains) -> InitChannel | ExecChannel:
-        strategy = choose_strategy(self.strategy, probe.facts)
+    async def _start(
+        self, spec: ContainerSpec, probe: HostProbe, remains: _Remains, strategy: ExecStrategy
+    ) -> InitChannel | ExecChannel:
         tools = await self._built_tools()
         # The record's folder comes first: its name is what discard finds everything else by.
         remains.record.mkdir(mode=0o700, exist_ok=True)
@@ -456,37 +453,6 @@ def _id_map(spec: ContainerSpec, probe: HostProbe) -> IdMap:
     for each in subid_ranges_of(read_subids(Path("/etc/subuid")), probe.facts.user, os.geteuid()):
         return IdMap.block(each.first)
     return IdMap.block(0)
-
-
-def _require_runtime(probe: HostProbe) -> None:
-    runtime = probe.facts.runtime
-    if runtime.path is None:
-        raise EngineUnavailableError(
-            f"the OCI runtime {runtime.name!r} is not installed; install it (Debian: `sudo apt-get install crun`) "
-            "or name another one with runtime="
-        )
-
-
-def _require(spec: ContainerSpec, report: IsolationReport) -> None:
-    """Refuse what this host cannot give."""
-    missing = [prop.value for prop in report.missing(spec.require)]
-    unenforced = [
-        prop.value
-        for name, prop in _LIMIT_PROPERTIES
-        if getattr(spec.limits, name) is not None and not report.has(prop) and not spec.allow_unenforced_limits
-    ]
-    if missing:
-        raise IsolationError(
-            f"this host does not provide {', '.join(missing)}; `sandboxrt doctor` says why and how to get it, "
-            "and require= says what you can do without",
-            missing,
-        )
-    if unenforced:
-        raise IsolationError(
-            f"this host cannot enforce {', '.join(unenforced)}; `sandboxrt doctor` says how to change that, "
-            "allow_unenforced_limits=True accepts it",
-            unenforced,
-        )
 
 
 def _start_error(plan: LaunchPlan, done: Finished) -> ResourceCreationError:
