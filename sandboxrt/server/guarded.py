@@ -183,6 +183,7 @@ class _Connection(TCPServer):
         self._scope = trio.CancelScope()
         self._idle = True
         self._dropped = False
+        self._unheard = False
 
     async def run(self) -> None:
         """Serve it to its end; what is left of it by then is cancelled."""
@@ -234,11 +235,13 @@ class _Connection(TCPServer):
         try:
             with trio.move_on_after(self._limits.send_stall_s):
                 async with self.send_lock:
-                    if not self._dropped:
+                    if not self._dropped and not self._unheard:
                         await self.stream.send_all(data)
-                        sent = True
+                    sent = not self._dropped
         except _BROKEN:
-            pass
+            # The peer is gone, but its last words may be here already, a kill for instance. The reader takes them, and
+            # then finds the end of the connection.
+            self._unheard = sent = True
         finally:
             # The protocol counts these bytes as sent, so without all of them the connection is of no more use.
             if not sent:

@@ -1,23 +1,22 @@
-"""The data plane on a real socket: Hypercorn on loopback, a host behind it, and a bare peer in front."""
+"""The data plane on real sockets: the guarded Hypercorn on loopback, a host behind it, and a bare peer in front."""
 
 from __future__ import annotations
 
 import json
-import socket
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any
 
 import attrs
 import httpx
-import hypercorn.trio
 import trio
 import trio_websocket
-from hypercorn.config import Config
 from starlette.applications import Starlette
 
 from sandboxrt.host.host import Host
 from sandboxrt.server.dataplane import DataPlane, DataPlaneSettings
+from sandboxrt.server.guarded import ConnectionLimits, serve_connections
 
 BOX = "/box/{sandbox}"
 
@@ -107,29 +106,14 @@ async def serve(host: Host, settings: DataPlaneSettings | None = None) -> AsyncI
         return (await host.get_sandbox(connection.path_params["sandbox"])).id
 
     plane = DataPlane(host, resolve, settings or DataPlaneSettings())
-    listener = socket.create_server(("127.0.0.1", 0))
-    port = listener.getsockname()[1]
-    config = Config()
-    config.bind = [f"fd://{listener.detach()}"]
-    config.graceful_timeout = 0.2
-    config.errorlog = None
     app = Starlette(routes=plane.routes(BOX))
-    stop = trio.Event()
-    async with AsyncExitStack() as stack:
-        nursery = await stack.enter_async_context(trio.open_nursery())
-
-        async def run() -> None:
-            await hypercorn.trio.serve(app, config, shutdown_trigger=stop.wait)  # type: ignore[arg-type]
-
-        nursery.start_soon(run)
-        http = await stack.enter_async_context(httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=20))
-        try:
-            yield Served(host, plane, port, http)
-        finally:
-            plane.stopping.set()
-            stop.set()
-            with trio.move_on_after(3) as scope:
-                await http.aclose()
-                await trio.sleep(0.05)
-            assert not scope.cancelled_caught
-            nursery.cancel_scope.cancel()
+    listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    port = listeners[0].socket.getsockname()[1]
+    limits = ConnectionLimits(drain_s=1.0)
+    async with (
+        trio.open_nursery() as nursery,
+        httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=20) as http,
+    ):
+        await nursery.start(partial(serve_connections, app, listeners, stopping=plane.stopping, limits=limits))
+        yield Served(host, plane, port, http)
+        plane.stopping.set()
