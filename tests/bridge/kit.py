@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import functools
 import os
 import signal
 import subprocess
 import sys
+import tempfile
 import textwrap
 import threading
 import time
@@ -80,7 +83,7 @@ class Program:
         process = subprocess.Popen(
             [python, "-X", "faulthandler", "-W", "error::ResourceWarning", "-c", PRELUDE + textwrap.dedent(code)],
             cwd=ROOT,
-            env={**os.environ, "PYTHONPATH": python_path(python), "PYTHONDONTWRITEBYTECODE": "1"},
+            env=environment(python),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -119,7 +122,17 @@ def run(code: str, *, python: str = sys.executable, limit_s: float = 60.0) -> st
         return program.finish()
 
 
-def python_path(python: str) -> str:
+def environment(python: str) -> dict[str, str]:
     """Where a program finds this tree and what it needs: all of that is pure Python, so any interpreter may load it."""
+    if python == sys.executable:
+        return {**os.environ, "PYTHONPATH": str(ROOT)}
     site = Path(attrs.__file__).resolve().parent.parent
-    return os.pathsep.join([str(ROOT), *([] if python == sys.executable else [str(site)])])
+    return {**os.environ, "PYTHONPATH": os.pathsep.join((str(ROOT), str(site))), "PYTHONPYCACHEPREFIX": _byte_code()}
+
+
+@functools.cache
+def _byte_code() -> str:
+    """A folder for what other interpreters compile, once for all tests."""
+    folder = tempfile.TemporaryDirectory()
+    atexit.register(folder.cleanup)
+    return folder.name

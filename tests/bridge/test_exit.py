@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from sandboxrt import SandboxClient
-from tests.bridge.kit import Program, bounded, python_path, run, until
+from tests.bridge.kit import Program, bounded, environment, run, until
 from tests.leaks import assert_nothing_left
 
 VERSIONS = ("3.11", "3.12", "3.13", "3.14")
@@ -39,9 +39,7 @@ def _pythons() -> dict[str, str]:
 
 def _works(python: str, version: str) -> bool:
     check = f"import sys, trio, attrs, sandboxrt; assert '%d.%d' % sys.version_info[:2] == '{version}'"
-    done = subprocess.run(
-        [python, "-c", check], env={**os.environ, "PYTHONPATH": python_path(python)}, check=False, capture_output=True
-    )
+    done = subprocess.run([python, "-c", check], env=environment(python), check=False, capture_output=True)
     return done.returncode == 0
 
 
