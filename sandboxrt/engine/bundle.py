@@ -13,7 +13,17 @@ import attrs
 from sandboxrt.engine.seccomp import seccomp_profile
 from sandboxrt.models import Limits
 
-__all__ = ["BLOCK_SIZE", "CAPABILITIES", "INIT_PATH", "MASKED_PATHS", "READONLY_PATHS", "BundlePlan", "bundle_config"]
+__all__ = [
+    "BLOCK_SIZE",
+    "CAPABILITIES",
+    "CPU_PERIOD_US",
+    "INIT_PATH",
+    "MASKED_PATHS",
+    "READONLY_PATHS",
+    "BundlePlan",
+    "bundle_config",
+    "cpu_quota_us",
+]
 
 BLOCK_SIZE = 65_536
 """Ids of one sandbox's block."""
@@ -71,7 +81,8 @@ device names its file, so every sandbox's disk, and counts what is read and writ
 
 READONLY_PATHS: tuple[str, ...] = ("/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys")
 
-_CPU_PERIOD_US = 100_000
+CPU_PERIOD_US = 100_000
+"""What a limit of processor time is counted in."""
 _MIN_CPU_QUOTA_US = 1_000
 _SHM_BYTES = 64 * 1024**2
 _MAX_TERMINALS = 64
@@ -151,6 +162,11 @@ def _mounts(plan: BundlePlan) -> list[dict[str, Any]]:
     return mounts
 
 
+def cpu_quota_us(vcpus: float) -> int:
+    """Processor time for each :data:`CPU_PERIOD_US`; the kernel takes no less than a millisecond."""
+    return max(_MIN_CPU_QUOTA_US, round(vcpus * CPU_PERIOD_US))
+
+
 def _resources(plan: BundlePlan) -> dict[str, Any]:
     limits = plan.limits
     resources: dict[str, Any] = {"devices": [{"allow": False, "access": "rwm"}]}
@@ -161,8 +177,7 @@ def _resources(plan: BundlePlan) -> dict[str, Any]:
     if limits.pids is not None:
         resources["pids"] = {"limit": limits.pids}
     if limits.vcpus is not None:
-        quota = max(_MIN_CPU_QUOTA_US, round(limits.vcpus * _CPU_PERIOD_US))
-        resources["cpu"] = {"quota": quota, "period": _CPU_PERIOD_US}
+        resources["cpu"] = {"quota": cpu_quota_us(limits.vcpus), "period": CPU_PERIOD_US}
     return resources
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import signal
@@ -497,3 +498,25 @@ async def test_kill_9_of_the_owner_ends_everything(workplace: Workplace, runtime
         await engine.discard(workplace.folder / "sandboxes" / name)
     assert await settled(workplace) == []
     assert list((workplace.folder / "sandboxes").iterdir()) == []
+
+
+async def test_gvisor_and_all_in_it_are_under_the_limits(workplace: Workplace) -> None:
+    limits = Limits(mem_bytes=256 << 20, pids=200, vcpus=0.5, disk_bytes=None)
+    spec = workplace.spec(limits=limits)
+    async with OciEngine(workplace.folder, "runsc") as engine:
+        container = await engine.create(spec)
+        try:
+            folders = [Path(folder) for folder, _, _ in os.walk("/sys/fs/cgroup") if spec.id in folder]
+            assert "200" in {
+                (each / "pids.max").read_text().strip() for each in folders if (each / "pids.max").exists()
+            }
+            script = "python3 -c \"x = b'x' * (600 << 20); print(len(x))\"; echo over"
+            with trio.fail_after(20):
+                with contextlib.suppress(SpawnFailedError):
+                    _, printed = await run(container, script)
+                    assert str(600 << 20) not in printed
+                assert await container.oom_kills() >= 1
+        finally:
+            await container.close()
+            await engine.discard(spec.state_dir)
+    assert await settled(workplace) == []

@@ -18,7 +18,7 @@ from pathlib import Path
 import attrs
 
 from sandboxrt.engine.base import ContainerSpec, Layer
-from sandboxrt.engine.bundle import BLOCK_SIZE, INIT_PATH, BundlePlan, bundle_config
+from sandboxrt.engine.bundle import BLOCK_SIZE, CPU_PERIOD_US, INIT_PATH, BundlePlan, bundle_config, cpu_quota_us
 from sandboxrt.engine.cgroups import SandboxCgroups
 from sandboxrt.engine.findings import HostFacts
 from sandboxrt.engine.runtime_exec.strategy import ExecStrategy
@@ -209,6 +209,8 @@ class LaunchPlan:
 
     def _execute(self) -> Iterator[str]:
         if self.cgroups is not None:
+            if self.facts.runtime.kind == "runsc":
+                yield from self._limit_words()
             for path in self.cgroups.join_paths:
                 yield from ("put", str(path), "0")
         if self.facts.hide_unified:
@@ -217,6 +219,31 @@ class LaunchPlan:
             yield from ("stdio", str(CONTROL_FD), "1")
         yield from self._runtime("run", "--detach", *(("--preserve-fds", "1") if self.is_init_served else ()))
         yield from ("--pid-file", str(self.pid_file), "--bundle", f"{self.cover}/bundle", self.spec.id)
+
+    def _limit_words(self) -> Iterator[str]:
+        """The limits, for runsc, which takes a group that is there already for one that has them."""
+        hierarchy, limits = self.facts.hierarchy, self.spec.limits
+        texts: list[tuple[str, str, str]] = []
+        if limits.mem_bytes is not None:
+            is_v1 = "memory" in hierarchy.v1
+            texts.append(("memory", "memory.limit_in_bytes" if is_v1 else "memory.max", str(limits.mem_bytes)))
+            if self.facts.swap_limit and is_v1:
+                texts.append(("memory", "memory.memsw.limit_in_bytes", str(limits.mem_bytes)))
+            elif self.facts.swap_limit:
+                texts.append(("memory", "memory.swap.max", "0"))
+        if limits.pids is not None:
+            texts.append(("pids", "pids.max", str(limits.pids)))
+        if limits.vcpus is not None:
+            quota = str(cpu_quota_us(limits.vcpus))
+            if "cpu" in hierarchy.v1:
+                texts.append(("cpu", "cpu.cfs_period_us", str(CPU_PERIOD_US)))
+                texts.append(("cpu", "cpu.cfs_quota_us", quota))
+            else:
+                texts.append(("cpu", "cpu.max", f"{quota} {CPU_PERIOD_US}"))
+        for controller, name, text in texts:
+            folder = hierarchy.limiting_folder(controller, self.spec.id)
+            if folder is not None:
+                yield from ("put", str(folder / name), text)
 
     def _runtime(self, *words: str) -> Iterator[str]:
         runtime = self.facts.runtime
