@@ -162,6 +162,16 @@ class _Http11(H11Protocol):
         if event.http_version not in (b"1.0", b"1.1"):
             raise _RefusedError
 
+    async def _create_stream(self, request: h11.Request) -> None:
+        headers = [(name, value) for name, value in request.headers if name != b"sec-websocket-extensions"]
+        if len(headers) < len(request.headers):
+            # Compression is declined by not seeing its offer. It takes this thread some milliseconds for each frame of
+            # output, and hundreds of kilobytes for each socket.
+            request = h11.Request(
+                method=request.method, headers=headers, target=request.target, http_version=request.http_version
+            )
+        await super()._create_stream(request)
+
     async def stream_send(self, event: StreamEvent) -> None:
         """What a request's stream sends; a WebSocket that was refused ends its connection."""
         refused = isinstance(event, EndBody) and isinstance(self.stream, WSStream)
