@@ -386,14 +386,16 @@ async def test_a_ping_is_answered_while_a_command_runs(fake_host: OpenFake) -> N
 
 
 async def test_compression_is_declined(fake_host: OpenFake) -> None:
+    offer = (
+        b"GET /box/box/execute/ws HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+        b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n"
+        b"Sec-WebSocket-Extensions: permessage-deflate; client_max_window_bits\r\n\r\n"
+    )
     async with fake_host() as (host, _), serve(host) as served:
-        async with await trio.open_tcp_stream("127.0.0.1", served.port) as stream:
-            await stream.send_all(
-                b"GET /box/box/execute/ws HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-                b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n"
-                b"Sec-WebSocket-Extensions: permessage-deflate; client_max_window_bits\r\n\r\n"
-            )
-            with trio.fail_after(5):
-                answer = await stream.receive_some(4096)
-            assert answer.startswith(b"HTTP/1.1 101")
-            assert b"extensions" not in answer.lower()
+        stream = await trio.open_tcp_stream("127.0.0.1", served.port)
+        await stream.send_all(offer)
+        with trio.fail_after(5):
+            answer = await stream.receive_some(4096)
+        await trio.aclose_forcefully(stream)
+        assert answer.startswith(b"HTTP/1.1 101")
+        assert b"extensions" not in answer.lower()
