@@ -10,7 +10,9 @@ import click
 
 from sandboxrt._version import __version__
 from sandboxrt.cli.doctor import doctor
+from sandboxrt.cli.keys import keys
 from sandboxrt.cli.run import run
+from sandboxrt.cli.serve import serve
 
 __all__ = ["main"]
 
@@ -23,3 +25,5 @@ def main() -> None:
 
 main.add_command(run)
 main.add_command(doctor)
+main.add_command(serve)
+main.add_command(keys)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import re
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from pathlib import Path
 
@@ -270,6 +271,10 @@ class Host:
         await trio.lowlevel.checkpoint()
         return [sandbox.info for (owner, _), sandbox in self._sandboxes.items() if owner == tenant]
 
+    def count_by_status(self) -> dict[str, int]:
+        """How many sandboxes of all tenants are in which status."""
+        return dict(Counter(sandbox.status.value for sandbox in self._sandboxes.values()))
+
     async def update_sandbox(self, name: str, request: UpdateSandbox) -> SandboxInfo:
         """Change a sandbox's name or TTLs.
 
@@ -375,10 +380,10 @@ class Host:
         self._check_open()
         return await self._snapshots.create(request)
 
-    async def get_snapshot(self, reference: str, tenant: str | None = None) -> Snapshot:
+    async def get_snapshot(self, reference: str, tenant: str | None = None, *, newest: bool = False) -> Snapshot:
         """One snapshot, by id, ``name:tag`` or name; of any tenant by id alone. Raises ``ResourceNotFoundError``."""
         self._check_open()
-        return await self._snapshots.get(reference, tenant)
+        return await self._snapshots.get(reference, tenant, newest=newest)
 
     async def list_snapshots(
         self, name_contains: str | None = None, limit: int | None = None, offset: int | None = None, tenant: str = ""

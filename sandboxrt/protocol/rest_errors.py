@@ -13,7 +13,9 @@ import attrs
 
 from sandboxrt.errors import (
     QuotaExceededError,
+    ResourceAlreadyExistsError,
     ResourceCreationError,
+    ResourceInUseError,
     ResourceNameConflictError,
     ResourceNotFoundError,
     ResourceTimeoutError,
@@ -21,6 +23,7 @@ from sandboxrt.errors import (
     SandboxAuthenticationError,
     SandboxClientError,
     SandboxConnectionError,
+    SandboxNotReadyError,
     ValidationError,
 )
 
@@ -122,6 +125,10 @@ def control_error(
 def _of_create(status: int, body: ErrorBody) -> SandboxClientError | None:
     if status == 408:
         return ResourceTimeoutError(body.message, "sandbox")
+    if status == 404:
+        return ResourceNotFoundError(body.message, "snapshot")
+    if status == 400 and body.error == "NotReady":
+        return SandboxNotReadyError(body.message)
     if status == 422 and not body.is_value_error:
         return ResourceCreationError(body.message, "sandbox", body.error)
     if status == 503:
@@ -160,6 +167,10 @@ def _general(status: int, body: ErrorBody) -> SandboxClientError:
             return SandboxConnectionError(body.message)
         case 500:
             return SandboxAPIError(body.message)
+        case 409 if body.error == "AlreadyExists":
+            return ResourceAlreadyExistsError(body.message)
+        case 409 if body.error == "InUse":
+            return ResourceInUseError(body.message)
     return SandboxClientError(body.message)
 
 

@@ -5,6 +5,7 @@ Source: protocol.md §2.3 (rules) and §2.9 (the shape of faults).
 
 from __future__ import annotations
 
+import re
 from typing import Any, NewType, TypeVar
 
 import attrs
@@ -22,6 +23,8 @@ __all__ = [
     "Name",
     "RunConfigBody",
     "Seconds",
+    "SnapshotName",
+    "Tag",
     "Text",
     "Ttl",
     "Variables",
@@ -34,6 +37,8 @@ T = TypeVar("T")
 Fault = tuple[tuple[str | int, ...], str]
 
 _MAX_INT = 2**53
+_SNAPSHOT_NAME = re.compile(r"(?=.{1,255}\Z)[A-Za-z0-9][A-Za-z0-9._-]*(?:/[A-Za-z0-9][A-Za-z0-9._-]*)*")
+_TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
 _MAX_LABELS, _MAX_LABEL_KEY, _MAX_LABEL_VALUE = 128, 256, 4096
 _MAX_TIMEOUT_S = 3600
 _MIN_MEMORY, _MIN_DISK = 16 * 1024**2, 16 * 1024**2
@@ -43,6 +48,8 @@ _FOREIGN_TRANSPORTS = frozenset(
 
 Text = NewType("Text", str)
 Name = NewType("Name", str)
+SnapshotName = NewType("SnapshotName", str)
+Tag = NewType("Tag", str)
 Ttl = NewType("Ttl", int)
 Seconds = NewType("Seconds", float)
 Cpus = NewType("Cpus", float)
@@ -138,6 +145,23 @@ def _name(value: object) -> str:
     return str(value)
 
 
+def _snapshot_name(value: object) -> str:
+    text = _name(value)
+    if not _SNAPSHOT_NAME.fullmatch(text) or text.startswith("system/") or text == "host":
+        raise ValueError(
+            "must have 1 to 255 letters, digits, '.', '_' or '-', in parts that '/' separates, and neither be 'host' "
+            "nor begin with 'system/'"
+        )
+    return text
+
+
+def _tag(value: object) -> str:
+    text = _name(value)
+    if not _TAG.fullmatch(text):
+        raise ValueError("must have 1 to 128 letters, digits, '.', '_' or '-', beginning with none of the latter two")
+    return text
+
+
 def _bool(value: object) -> bool:
     if not isinstance(value, bool):
         raise ValueError(f"must be true or false, not {_kind(value)}")
@@ -219,6 +243,8 @@ def _make_converter() -> cattrs.Converter:
         (bool, _bool),
         (Text, _text),
         (Name, _name),
+        (SnapshotName, _snapshot_name),
+        (Tag, _tag),
         (Ttl, _ttl),
         (Seconds, lambda value: _float(value, 0, _MAX_TIMEOUT_S)),
         (Cpus, lambda value: _float(value, 0.01, 4096)),
@@ -229,7 +255,7 @@ def _make_converter() -> cattrs.Converter:
         (Variables, _variables),
         (Image, _image),
     ):
-        converter.register_structure_hook(kind, lambda value, _, check=check: check(value))  # type: ignore[misc]
+        converter.register_structure_hook(kind, lambda value, _, check=check: check(value))
     objects = converter.get_structure_hook(RunConfigBody)
 
     def run_config(value: Any, kind: type[RunConfigBody]) -> RunConfigBody:

@@ -28,6 +28,8 @@ from sandboxrt.protocol.rest_fields import (
     Name,
     RunConfigBody,
     Seconds,
+    SnapshotName,
+    Tag,
     Text,
     Ttl,
     Variables,
@@ -106,13 +108,13 @@ class _UpdateBody:
 
 @attrs.frozen(kw_only=True)
 class _SnapshotBody:
-    name: Name
+    name: SnapshotName
     docker_image: Image
     fs_capacity_bytes: Disk
     registry_url: Name | None = None
     registry_username: Text | None = None
     registry_password: Text | None = None
-    tag: Name | None = None
+    tag: Tag | None = None
     run_config: RunConfigBody | None = None
 
 

@@ -1,0 +1,75 @@
+"""``sandboxrt keys``: who may use a server."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import TypeVar
+
+import attrs
+import click
+import trio
+from rich.console import Console
+from rich.table import Table
+
+from sandboxrt.errors import SandboxClientError
+from sandboxrt.host.config import default_state_dir
+from sandboxrt.store import DEFAULT_TENANT, KeyRecords, Store
+
+__all__ = ["keys"]
+
+T = TypeVar("T")
+_STATE_DIR = click.option(
+    "--state-dir", metavar="DIR", type=click.Path(path_type=Path), help="The server's state folder."
+)
+
+
+@click.group()
+def keys() -> None:
+    """Make, list and revoke the API keys of a server; it may run meanwhile."""
+
+
+@keys.command()
+@click.option("--tenant", default=DEFAULT_TENANT, show_default=True, help="Whom the key speaks for; made when new.")
+@click.option("--label", default="", help="What the key is for.")
+@_STATE_DIR
+def create(*, tenant: str, label: str, state_dir: Path | None) -> None:
+    """Make a key and print it. It is never shown again."""
+    made = _with_keys(state_dir, lambda records: records.create(tenant, label))
+    click.echo(made.secret)
+
+
+@keys.command(name="list")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@_STATE_DIR
+def list_keys(*, as_json: bool, state_dir: Path | None) -> None:
+    """List the keys, without their secrets."""
+    found = _with_keys(state_dir, lambda records: records.list())
+    if as_json:
+        click.echo(json.dumps([attrs.asdict(key) for key in found], indent=2))
+        return
+    table = Table("id", "tenant", "label", "created", "revoked", box=None)
+    for key in found:
+        table.add_row(key.id, key.tenant, key.label, key.created_at, key.revoked_at or "")
+    Console(highlight=False, markup=False).print(table)
+
+
+@keys.command()
+@click.argument("key_id", metavar="ID")
+@_STATE_DIR
+def revoke(*, key_id: str, state_dir: Path | None) -> None:
+    """Make a key useless, within seconds, for good. ID is the part of the key between the underscores."""
+    _with_keys(state_dir, lambda records: records.revoke(key_id))
+    click.echo(f"revoked {key_id}")
+
+
+def _with_keys(state_dir: Path | None, work: Callable[[KeyRecords], Awaitable[T]]) -> T:
+    async def run() -> T:
+        async with Store.open(state_dir or default_state_dir()) as store:
+            return await work(KeyRecords(store))
+
+    try:
+        return trio.run(run)
+    except SandboxClientError as error:
+        raise click.ClickException(str(error)) from error

@@ -1,0 +1,130 @@
+"""``sandboxrt serve``: the sandbox API on a real server."""
+
+from __future__ import annotations
+
+import json
+import logging
+import signal
+import sys
+from pathlib import Path
+
+import click
+import trio
+
+from sandboxrt.cli.values import SIZE
+from sandboxrt.errors import SandboxClientError
+from sandboxrt.host.config import HostConfig, default_state_dir
+from sandboxrt.models import DEFAULT_LIMITS
+from sandboxrt.protocol.rest_wire import Ceilings
+from sandboxrt.server.app import AppSettings
+from sandboxrt.server.limits import KeyLimits
+from sandboxrt.server.serve import ServerSettings, open_server
+
+__all__ = ["serve"]
+
+_CEILINGS = Ceilings()
+_KEYS = KeyLimits()
+_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+
+
+@click.command()
+@click.option(
+    "--host", "bind", metavar="ADDRESS", default="127.0.0.1", show_default=True, help="Listen on this address."
+)
+@click.option("--port", type=click.IntRange(0, 65535), default=8080, show_default=True, help="0 takes a free port.")
+@click.option("--public-url", metavar="URL", help="How clients reach this server, when that is not host and port.")
+@click.option("--state-dir", metavar="DIR", type=click.Path(path_type=Path), help="Folder for sandboxes and snapshots.")
+@click.option("--certfile", type=_FILE, help="TLS certificate, PEM.")
+@click.option("--keyfile", type=_FILE, help="Its private key, PEM.")
+@click.option("--insecure-http", is_flag=True, help="Allow plain HTTP beyond loopback (a proxy in front does TLS).")
+@click.option("--insecure-no-auth", is_flag=True, help="Ask for no keys; on loopback only.")
+@click.option("--runtime", metavar="NAME", envvar="SANDBOXRT_RUNTIME", default="crun", show_default=True)
+@click.option(
+    "--default-snapshot",
+    metavar="NAME",
+    help="What sandboxes start from when they name none: a snapshot of this machine, or 'host' for its own /usr.",
+)
+@click.option("--registry-auth-file", type=_FILE, help="Registry credentials for everyone's builds.")
+@click.option("--max-cpus", type=click.FloatRange(min=0.01), default=_CEILINGS.vcpus, show_default=True)
+@click.option("--max-memory", type=SIZE, default=_CEILINGS.mem_bytes, help="Most that one sandbox may ask for. [1t]")
+@click.option("--max-disk", type=SIZE, default=_CEILINGS.fs_capacity_bytes, help="Likewise, of its disk. [8t]")
+@click.option("--max-requests", type=click.FloatRange(min=1), default=_KEYS.requests_per_s, help="A second and key.")
+@click.option("--access-log/--no-access-log", default=True, help="A line of JSON for each request, on standard output.")
+def serve(
+    *,
+    bind: str,
+    port: int,
+    public_url: str | None,
+    state_dir: Path | None,
+    certfile: Path | None,
+    keyfile: Path | None,
+    insecure_http: bool,
+    insecure_no_auth: bool,
+    runtime: str,
+    default_snapshot: str | None,
+    registry_auth_file: Path | None,
+    max_cpus: float,
+    max_memory: int,
+    max_disk: int,
+    max_requests: float,
+    access_log: bool,
+) -> None:
+    """Serve the sandbox API; LangSmith clients work with it as they are.
+
+    Stops politely on SIGTERM and SIGINT. Sandboxes stay, stopped, for the next start.
+    """
+    settings = ServerSettings(
+        bind=bind,
+        port=port,
+        public_url=public_url,
+        certificate=certfile,
+        private_key=keyfile,
+        insecure_http=insecure_http,
+        insecure_no_auth=insecure_no_auth,
+        host=HostConfig(state_dir=state_dir or default_state_dir(), runtime=runtime),
+        app=AppSettings(
+            public_url="",
+            limits=DEFAULT_LIMITS,
+            ceilings=Ceilings(vcpus=max_cpus, mem_bytes=max_memory, fs_capacity_bytes=max_disk),
+            default_snapshot=default_snapshot,
+            auth_file=registry_auth_file,
+            key_limits=KeyLimits(requests_per_s=max_requests, burst=max(1, int(2 * max_requests))),
+        ),
+    )
+    _start_logs(access_log)
+    try:
+        trio.run(_serve, settings)
+    except (SandboxClientError, OSError) as error:
+        raise click.ClickException(str(error)) from error
+    except BaseExceptionGroup as group:
+        _, others = group.split(KeyboardInterrupt)
+        if others is not None:
+            raise
+
+
+async def _serve(settings: ServerSettings) -> None:
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        async with open_server(settings) as server:
+            click.echo(f"sandboxrt serves {server.url}", err=True)
+            async for number in signals:
+                click.echo(f"sandboxrt stops ({signal.Signals(number).name})", err=True)
+                return
+
+
+class _JsonLines(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        line = {"time": self.formatTime(record), "level": record.levelname, "message": record.getMessage()}
+        if record.exc_info:
+            line["trace"] = self.formatException(record.exc_info)
+        return json.dumps(line)
+
+
+def _start_logs(access_log: bool) -> None:
+    errors = logging.StreamHandler(sys.stderr)
+    errors.setFormatter(_JsonLines())
+    logging.getLogger("sandboxrt").addHandler(errors)
+    access = logging.getLogger("sandboxrt.server.access")
+    access.propagate = False
+    if access_log:
+        access.setLevel(logging.INFO)
+        access.addHandler(logging.StreamHandler(sys.stdout))

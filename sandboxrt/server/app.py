@@ -1,0 +1,221 @@
+"""The whole server as one ASGI application: who may come in, what there is, and what is said when it is not there.
+
+From outside in: a line in the log, paths as they were meant, who asks and how often, the routes; and around the routes
+the net in which every error ends as one of the documented bodies.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Final
+
+import attrs
+import trio
+from starlette.requests import HTTPConnection, Request
+from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.routing import BaseRoute, Match, Route
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from sandboxrt.actors import sole_error
+from sandboxrt.errors import SandboxClientError
+from sandboxrt.host.host import Host
+from sandboxrt.models import DEFAULT_LIMITS, Limits
+from sandboxrt.protocol.rest_errors import error_to_json
+from sandboxrt.protocol.rest_wire import Ceilings
+from sandboxrt.server.access_log import AccessLog
+from sandboxrt.server.auth import Authenticator, tenant_of
+from sandboxrt.server.boxes import Boxes
+from sandboxrt.server.dataplane import DataPlane, DataPlaneSettings
+from sandboxrt.server.errors import control_reply, internal_error, not_implemented
+from sandboxrt.server.limits import KeyLimits, TooFastError, Turnstile
+from sandboxrt.server.metrics import Metrics
+from sandboxrt.server.openapi import document
+from sandboxrt.server.paths import WholeSegments, parameter
+from sandboxrt.server.snapshots import SnapshotRoutes
+
+__all__ = ["CONTROL_PREFIXES", "DATA_PREFIX", "App", "AppSettings"]
+
+CONTROL_PREFIXES: Final = ("/api/v2/sandboxes", "/v2/sandboxes", "/api/v1/v2/sandboxes")
+"""Where every generation of clients looks for the control plane (protocol.md §1.1)."""
+DATA_PREFIX: Final = "/api/v2/sandboxes/dp/{sandbox}"
+
+_ANSWER_S: Final = 9.0
+_OPEN: Final = frozenset({"/healthz", "/openapi.json"})
+
+
+@attrs.frozen(kw_only=True)
+class AppSettings:
+    """What the application is told.
+
+    Attributes:
+        public_url: How clients reach this server; no trailing slash. Never taken from a request.
+        limits: Those of a sandbox whose creator names none.
+        ceilings: The most that a creator may ask for.
+        default_snapshot: See :class:`~sandboxrt.server.snapshots.SnapshotRoutes`; ``auth_file`` likewise.
+        key_limits: What one key may do.
+        dataplane: The bounds of the data plane.
+    """
+
+    public_url: str
+    limits: Limits = DEFAULT_LIMITS
+    ceilings: Ceilings = attrs.field(factory=Ceilings)
+    default_snapshot: str | None = None
+    auth_file: Path | None = None
+    key_limits: KeyLimits = attrs.field(factory=KeyLimits)
+    dataplane: DataPlaneSettings = attrs.field(factory=DataPlaneSettings)
+
+
+class App:
+    """A host as an ASGI application.
+
+    Args:
+        host: Whose sandboxes and snapshots.
+        authenticator: Says who asks.
+        settings: The rest.
+    """
+
+    def __init__(self, host: Host, authenticator: Authenticator, settings: AppSettings) -> None:
+        self.dataplane = DataPlane(host, self._resolve, settings.dataplane)
+        self.metrics = Metrics({("sandboxrt_sandboxes", "status", "Sandboxes of this host."): host.count_by_status})
+        self._host = host
+        snapshots = SnapshotRoutes(host=host, offered=settings.default_snapshot, auth_file=settings.auth_file)
+        url = settings.public_url.rstrip("/") + DATA_PREFIX.removesuffix("/{sandbox}")
+        boxes = Boxes(
+            host=host,
+            dataplane=lambda sandbox_id: f"{url}/{sandbox_id}",
+            limits=settings.limits,
+            ceilings=settings.ceilings,
+            default_snapshot=snapshots.choose,
+        )
+        routes: list[BaseRoute] = [*self.dataplane.routes(DATA_PREFIX)]
+        for prefix in CONTROL_PREFIXES:
+            routes += boxes.routes(prefix)
+            routes += snapshots.routes(prefix)
+            routes += [
+                Route(prefix + path, _later("registries"), methods=["GET", "POST", "PATCH", "DELETE"])
+                for path in ("/registries", "/registries/{name}")
+            ]
+        routes += [
+            Route("/healthz", self._healthz, methods=["GET"]),
+            Route("/metrics", self._metrics, methods=["GET"]),
+            Route("/openapi.json", self._openapi, methods=["GET"]),
+        ]
+        gate = _Gate(_Routes(routes), authenticator, Turnstile(settings.key_limits))
+        self._app: ASGIApp = AccessLog(WholeSegments(gate), self.metrics)
+        self._document = document(settings.public_url)
+
+    def __repr__(self) -> str:
+        return f"<App of {self._host!r}>"
+
+    @property
+    def stopping(self) -> trio.Event:
+        """To be set when the server stops: streams then end in the way after which clients come back."""
+        return self.dataplane.stopping
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request or WebSocket."""
+        await self._app(scope, receive, send)
+
+    async def _resolve(self, connection: HTTPConnection) -> str:
+        tenant = tenant_of(connection)
+        return (await self._host.get_sandbox(parameter(connection, "sandbox"), tenant.id)).id
+
+    async def _healthz(self, request: Request) -> Response:
+        stopping = self.stopping.is_set()
+        return JSONResponse({"status": "stopping" if stopping else "ok"}, 503 if stopping else 200)
+
+    async def _metrics(self, request: Request) -> Response:
+        return PlainTextResponse(self.metrics.render(), media_type="text/plain; version=0.0.4")
+
+    async def _openapi(self, request: Request) -> Response:
+        return JSONResponse(self._document)
+
+
+class _Routes:
+    """Finds the route of a request; notes its pattern for the log, and says in JSON when there is none."""
+
+    def __init__(self, routes: Sequence[BaseRoute]) -> None:
+        self._routes = routes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        allowed: set[str] = set()
+        for route in self._routes:
+            match, more = route.matches(scope)
+            if match is Match.FULL:
+                scope.update(more)
+                scope["sandboxrt.route"] = getattr(route, "path", "unknown")
+                await self._bounded(route, scope, receive, send)
+                return
+            if match is Match.PARTIAL:
+                allowed |= getattr(route, "methods", None) or set()
+        if allowed:
+            body = error_to_json("MethodNotAllowed", f"{scope.get('method', 'A WebSocket')} is not possible here")
+            response = JSONResponse(body, 405, {"Allow": ", ".join(sorted(allowed))})
+        else:
+            response = JSONResponse(error_to_json("NotFound", "There is nothing at this address"), 404)
+        await response(scope, receive, send)
+
+    async def _bounded(self, route: BaseRoute, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle it; within ten seconds where the protocol promises that."""
+        creates = scope.get("method") == "POST" and scope["sandboxrt.route"].endswith("/boxes")
+        if creates or scope["sandboxrt.route"].startswith(DATA_PREFIX):
+            await route.handle(scope, receive, send)
+            return
+        with trio.move_on_after(_ANSWER_S) as deadline:
+            await route.handle(scope, receive, send)
+        if deadline.cancelled_caught:
+            body = error_to_json("Timeout", "The server could not answer in time; ask again")
+            await JSONResponse(body, 503, {"Retry-After": "1"})(scope, receive, send)
+
+
+class _Gate:
+    """Lets in whom it knows, as often as they may; whatever goes wrong behind it ends here as an answer."""
+
+    def __init__(self, app: ASGIApp, authenticator: Authenticator, turnstile: Turnstile) -> None:
+        self._app = app
+        self._authenticator = authenticator
+        self._turnstile = turnstile
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        started = False
+
+        async def noting(message: Message) -> None:
+            nonlocal started
+            started = started or message["type"] in (
+                "http.response.start",
+                "websocket.accept",
+                "websocket.http.response.start",
+            )
+            await send(message)
+
+        try:
+            await self._enter(scope, receive, noting)
+        except Exception as caught:  # noqa: BLE001  no request may end the server, nor show its insides
+            error = sole_error(caught)
+            response = _answer_to(error)
+            if not started:
+                await response(scope, receive, send)
+
+    async def _enter(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["path"] in _OPEN:
+            await self._app(scope, receive, send)
+            return
+        headers: Iterable[tuple[bytes, bytes]] = scope["headers"]
+        tenant = scope["sandboxrt.tenant"] = await self._authenticator.authenticate(headers)
+        with self._turnstile.admit(tenant.key_id):
+            await self._app(scope, receive, send)
+
+
+def _answer_to(error: BaseException) -> Response:
+    if isinstance(error, TooFastError):
+        headers = {"Retry-After": str(error.retry_after_s)}
+        return JSONResponse(error_to_json("TooManyRequests", str(error)), 429, headers)
+    return control_reply(error) if isinstance(error, SandboxClientError) else internal_error(error)
+
+
+def _later(what: str) -> Callable[[Request], Awaitable[Response]]:
+    async def answer(request: Request) -> Response:
+        return not_implemented(what)
+
+    return answer

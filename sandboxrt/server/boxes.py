@@ -1,0 +1,219 @@
+"""Sandboxes over HTTP: create, list, find, change, delete.
+
+Source: protocol.md §2.1-2.4.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Awaitable, Callable, Iterable
+from typing import Final
+
+import attrs
+import trio
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import BaseRoute, Route
+
+from sandboxrt.errors import ResourceNotFoundError
+from sandboxrt.host.host import Host
+from sandboxrt.models import Limits, ResourceStatus
+from sandboxrt.protocol.rest import CreateSandbox, SandboxInfo
+from sandboxrt.protocol.rest_fields import invalid
+from sandboxrt.protocol.rest_wire import (
+    Ceilings,
+    create_sandbox_from_json,
+    sandbox_to_json,
+    status_to_json,
+    update_sandbox_from_json,
+)
+from sandboxrt.server.auth import Tenant, tenant_of
+from sandboxrt.server.errors import not_implemented
+from sandboxrt.server.paths import parameter
+from sandboxrt.server.replies import read_json
+
+__all__ = ["Boxes", "whole"]
+
+_DELETE_S: Final = 8.0
+_WITHOUT_DATAPLANE: Final = frozenset({"provisioning", "failed", "deleting"})
+_MAX_PAGE: Final = 1000
+_SORTS: Final = {
+    "name": lambda info: info.name,
+    "status": lambda info: info.status,
+    "created_at": lambda info: info.created_at or "",
+    "stopped_at": lambda info: info.stopped_at or "",
+    "idle_ttl_seconds": lambda info: info.idle_ttl_seconds or 0,
+    "delete_after_stop_seconds": lambda info: info.delete_after_stop_seconds or 0,
+}
+_LATER: Final = (
+    ("start", ("POST",), "start and stop of sandboxes"),
+    ("stop", ("POST",), "start and stop of sandboxes"),
+    ("snapshot", ("POST",), "captures of sandboxes"),
+    ("service-url", ("POST",), "service URLs"),
+    ("service-urls", ("GET", "DELETE"), "service URLs"),
+    ("download-url", ("POST",), "download links"),
+)
+
+
+@attrs.frozen(kw_only=True)
+class Boxes:
+    """The sandboxes of a host, each tenant's for itself.
+
+    Attributes:
+        host: Whose.
+        dataplane: A sandbox's id to the URL of its data plane.
+        limits: Those of a sandbox whose creator names none.
+        ceilings: The most that a creator may ask for.
+        default_snapshot: What a sandbox starts from when its creator says nothing; raises where there is none.
+    """
+
+    host: Host
+    dataplane: Callable[[str], str]
+    limits: Limits
+    ceilings: Ceilings
+    default_snapshot: Callable[[CreateSandbox], Awaitable[CreateSandbox]]
+
+    def routes(self, prefix: str) -> list[BaseRoute]:
+        """The routes below ``prefix``."""
+        one = prefix + "/boxes/{name}"
+        return [
+            Route(prefix + "/boxes", self._create, methods=["POST"]),
+            Route(prefix + "/boxes", self._list, methods=["GET"]),
+            Route(one, self._get, methods=["GET"]),
+            Route(one, self._update, methods=["PATCH"]),
+            Route(one, self._delete, methods=["DELETE"]),
+            Route(one + "/status", self._status, methods=["GET"]),
+            *(Route(f"{one}/{word}", self._later(what), methods=list(methods)) for word, methods, what in _LATER),
+        ]
+
+    async def _create(self, request: Request) -> Response:
+        tenant = tenant_of(request)
+        with trio.move_on_after(10) as scope:
+            body = await read_json(request)
+        if scope.cancelled_caught:
+            raise invalid("did not arrive in time", "body")
+        wanted = create_sandbox_from_json(
+            body, make_name=f"sandbox-{secrets.token_hex(5)}", ceilings=self.ceilings, defaults=self.limits
+        )
+        wanted = await self.default_snapshot(attrs.evolve(wanted, tenant=tenant.id))
+        info = await self._create_while_wanted(request, wanted)
+        return Response(status_code=499) if info is None else self._reply(info, 201)
+
+    async def _create_while_wanted(self, request: Request, wanted: CreateSandbox) -> SandboxInfo | None:
+        """``None`` when the client went away, and with it what was made for it."""
+        info: SandboxInfo | None = None
+        error: Exception | None = None
+        async with trio.open_nursery() as nursery:
+
+            async def watch() -> None:
+                while (await request.receive())["type"] != "http.disconnect":
+                    pass
+                nursery.cancel_scope.cancel()
+
+            nursery.start_soon(watch)
+            try:
+                info = await self.host.create_sandbox(wanted)
+            except Exception as caught:  # noqa: BLE001  raised below, out of the nursery
+                error = caught
+            nursery.cancel_scope.cancel()
+        if error is not None:
+            raise error
+        return info
+
+    async def _list(self, request: Request) -> Response:
+        found = await self.host.list_sandboxes(tenant_of(request).id)
+        found = [info for info in found if info.id and _matches(info, request)]
+        key = request.query_params.get("sort_by")
+        if key is not None:
+            if key not in _SORTS:
+                raise invalid(f"must be one of {', '.join(_SORTS)}", "query", "sort_by")
+            found.sort(key=_SORTS[key])
+        direction = request.query_params.get("sort_direction") or request.query_params.get("sort_order") or ""
+        if direction.lower() == "desc":
+            found.reverse()
+        page, following = _page_of(found, request)
+        boxes = [sandbox_to_json(info, dataplane_url=self._url(info)) for info in page]
+        return JSONResponse({"sandboxes": boxes, "items": boxes, "next_cursor": None, "offset": following})
+
+    async def _get(self, request: Request) -> Response:
+        return self._reply(await self.find(tenant_of(request), parameter(request, "name")))
+
+    async def _update(self, request: Request) -> Response:
+        found = await self.find(tenant_of(request), parameter(request, "name"))
+        wanted = update_sandbox_from_json(await read_json(request))
+        return self._reply(await self.host.update_sandbox(found.id, wanted))
+
+    async def _delete(self, request: Request) -> Response:
+        found = await self.find(tenant_of(request), parameter(request, "name"))
+        # The removal goes on by itself; whoever asks again meanwhile is told that it is being deleted.
+        with trio.move_on_after(_DELETE_S):
+            await self.host.delete_sandbox(found.id)
+        return Response(status_code=204)
+
+    async def _status(self, request: Request) -> Response:
+        found = await self.find(tenant_of(request), parameter(request, "name"))
+        return JSONResponse(status_to_json(ResourceStatus(found.status, found.status_message)))
+
+    def _later(self, what: str) -> Callable[[Request], Awaitable[Response]]:
+        async def answer(request: Request) -> Response:
+            await self.find(tenant_of(request), parameter(request, "name"))
+            return not_implemented(what)
+
+        return answer
+
+    async def find(self, tenant: Tenant, name_or_id: str) -> SandboxInfo:
+        """A tenant's sandbox. Raises ``ResourceNotFoundError``, for those of others too."""
+        found = await self.host.get_sandbox(name_or_id, tenant.id)
+        if not found.id:
+            raise ResourceNotFoundError(f"Sandbox '{name_or_id}' not found", "sandbox")
+        return found
+
+    def _reply(self, info: SandboxInfo, status: int = 200) -> Response:
+        return JSONResponse(sandbox_to_json(info, dataplane_url=self._url(info)), status)
+
+    def _url(self, info: SandboxInfo) -> str | None:
+        return None if info.status in _WITHOUT_DATAPLANE else self.dataplane(info.id)
+
+
+def _page_of(found: list[SandboxInfo], request: Request) -> tuple[list[SandboxInfo], int]:
+    """The part of a list that ``limit`` and ``offset`` ask for, and where the next begins (0 at the end)."""
+    limit = whole(request, "limit", 1, _MAX_PAGE)
+    limit = whole(request, "page_size", 1, _MAX_PAGE) if limit is None else limit
+    start = whole(request, "offset", 0, 2**53) or 0
+    if limit is None:
+        return found[start:], 0
+    following = start + limit
+    return found[start:following], following if following < len(found) else 0
+
+
+def whole(request: Request, name: str, low: int, high: int) -> int | None:
+    """An integer of the query. Raises ``ValidationError``."""
+    text = request.query_params.get(name)
+    if text is None or text == "":
+        return None
+    digits = text.removeprefix("-")
+    if len(digits) > 20 or not (digits.isascii() and digits.isdigit()):
+        raise invalid("must be an integer", "query", name)
+    if not low <= int(text) <= high:
+        raise invalid(f"must be between {low} and {high}", "query", name)
+    return int(text)
+
+
+def _matches(info: SandboxInfo, request: Request) -> bool:
+    query = request.query_params
+    part, status = query.get("name_contains", "").casefold(), query.get("status")
+    return (
+        part in info.name.casefold()
+        and status in (None, "", info.status)
+        and all(_has_label(info, label) for label in _labels(query.getlist("label")))
+    )
+
+
+def _labels(given: Iterable[str]) -> list[tuple[str, str | None]]:
+    split = (label.partition("=") for label in given)
+    return [(key, value if equals else None) for key, equals, value in split]
+
+
+def _has_label(info: SandboxInfo, label: tuple[str, str | None]) -> bool:
+    key, value = label
+    return key in info.labels and value in (None, info.labels[key])

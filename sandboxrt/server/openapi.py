@@ -1,0 +1,302 @@
+"""The OpenAPI 3.1 document of the control plane, and of the data plane's HTTP part in outline.
+
+Source: OpenAPI 3.1.1; what it describes is protocol.md §2.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from sandboxrt._version import __version__
+
+__all__ = ["document"]
+
+_PREFIX: Final = "/api/v2/sandboxes"
+_TEXT: Final = {"type": "string"}
+_MAYBE_TEXT: Final = {"type": ["string", "null"]}
+_MAYBE_INT: Final = {"type": ["integer", "null"]}
+_STRINGS: Final = {"type": "object", "additionalProperties": _TEXT}
+_TTL: Final = {"type": ["integer", "null"], "minimum": 0, "maximum": 316224000, "multipleOf": 60}
+_JSON: Final = "application/json"
+
+
+def _object(properties: dict[str, Any], *required: str) -> dict[str, Any]:
+    return {"type": "object", "properties": properties, **({"required": list(required)} if required else {})}
+
+
+def _ref(name: str) -> dict[str, str]:
+    return {"$ref": f"#/components/schemas/{name}"}
+
+
+def _maybe(name: str) -> dict[str, Any]:
+    return {"oneOf": [_ref(name), {"type": "null"}]}
+
+
+def _input(longest: int, shortest: int = 0) -> dict[str, Any]:
+    return {"type": ["string", "null"], "minLength": shortest, "maxLength": longest, "pattern": "^[^\\u0000]*$"}
+
+
+_RUN_CONFIG = _object({"user": _MAYBE_TEXT, "work_dir": _MAYBE_TEXT, "env_vars": {"type": ["object", "null"]}})
+_SANDBOX_REQUEST = {
+    "ttl_seconds": _TTL,
+    "idle_ttl_seconds": _TTL,
+    "delete_after_stop_seconds": _TTL,
+    "run_config": {"oneOf": [_ref("RunConfig"), {"type": "null"}]},
+}
+_STATUS = {"enum": ["provisioning", "ready", "failed", "stopped", "deleting"]}
+
+_SCHEMAS: Final[dict[str, Any]] = {
+    "RunConfig": _RUN_CONFIG,
+    "Sandbox": _object(
+        {
+            "id": _TEXT,
+            "name": _TEXT,
+            "status": _STATUS,
+            "status_message": _MAYBE_TEXT,
+            "dataplane_url": _MAYBE_TEXT,
+            "created_at": _MAYBE_TEXT,
+            "updated_at": _MAYBE_TEXT,
+            "stopped_at": _MAYBE_TEXT,
+            "expires_at": _MAYBE_TEXT,
+            "ttl_seconds": _MAYBE_INT,
+            "idle_ttl_seconds": _MAYBE_INT,
+            "delete_after_stop_seconds": _MAYBE_INT,
+            "snapshot_id": _MAYBE_TEXT,
+            "vcpus": {"type": ["number", "null"]},
+            "cpu_millicores": _MAYBE_INT,
+            "mem_bytes": _MAYBE_INT,
+            "fs_capacity_bytes": _MAYBE_INT,
+            "labels": _STRINGS,
+            "run_config": _maybe("RunConfig"),
+        },
+        "id",
+        "name",
+        "status",
+        "labels",
+    ),
+    "SandboxList": _object(
+        {
+            "sandboxes": {"type": "array", "items": _ref("Sandbox")},
+            "items": {"type": "array", "items": _ref("Sandbox")},
+            "next_cursor": {"type": "null"},
+            "offset": {"type": "integer"},
+        },
+        "sandboxes",
+        "items",
+    ),
+    "SandboxStatus": _object({"status": _STATUS, "status_message": _MAYBE_TEXT}, "status"),
+    "CreateSandbox": _object(
+        {
+            "wait_for_ready": {"type": ["boolean", "null"]},
+            "timeout": {"type": ["number", "null"], "minimum": 0, "maximum": 3600},
+            "name": _input(63),
+            "snapshot": _input(512, 1),
+            "snapshot_id": _input(512, 1),
+            "snapshot_name": _input(512, 1),
+            **_SANDBOX_REQUEST,
+            "vcpus": {"type": ["number", "null"], "minimum": 0.01},
+            "cpu_millicores": {"type": ["integer", "null"], "minimum": 10},
+            "mem_bytes": {"type": ["integer", "null"], "minimum": 16777216},
+            "fs_capacity_bytes": {"type": ["integer", "null"], "minimum": 16777216},
+            "labels": {"type": ["object", "null"], "additionalProperties": _TEXT},
+            "env_vars": {"type": ["object", "null"], "additionalProperties": _TEXT},
+            "idempotency_key": {
+                **_input(512, 1),
+                "description": "Made by the client for one create: with the same name and key the create is repeated.",
+            },
+        }
+    ),
+    "UpdateSandbox": _object({"name": _input(63), **_SANDBOX_REQUEST}),
+    "Snapshot": _object(
+        {
+            "id": _TEXT,
+            "name": _TEXT,
+            "status": {"enum": ["building", "ready", "failed"]},
+            "status_message": _MAYBE_TEXT,
+            "fs_capacity_bytes": {"type": "integer"},
+            "fs_used_bytes": _MAYBE_INT,
+            "docker_image": _MAYBE_TEXT,
+            "image_digest": _MAYBE_TEXT,
+            "source_sandbox_id": _MAYBE_TEXT,
+            "tags": {"type": "array", "items": _TEXT},
+            "run_config": _maybe("RunConfig"),
+            "created_at": _MAYBE_TEXT,
+            "updated_at": _MAYBE_TEXT,
+            "created_by": _MAYBE_TEXT,
+            "registry_id": _MAYBE_TEXT,
+        },
+        "id",
+        "name",
+        "status",
+        "tags",
+    ),
+    "SnapshotList": _object(
+        {
+            "snapshots": {"type": "array", "items": _ref("Snapshot")},
+            "items": {"type": "array", "items": _ref("Snapshot")},
+            "next_cursor": {"type": "null"},
+            "offset": {"type": "integer"},
+        },
+        "snapshots",
+        "items",
+    ),
+    "CreateSnapshot": _object(
+        {
+            "name": {"type": "string", "minLength": 1, "maxLength": 255},
+            "docker_image": {"type": "string", "minLength": 1, "maxLength": 512},
+            "fs_capacity_bytes": {"type": "integer", "minimum": 16777216},
+            "tag": _input(128, 1),
+            "run_config": {"oneOf": [_ref("RunConfig"), {"type": "null"}]},
+            "registry_url": _input(512, 1),
+            "registry_username": _MAYBE_TEXT,
+            "registry_password": _MAYBE_TEXT,
+        },
+        "name",
+        "docker_image",
+        "fs_capacity_bytes",
+    ),
+    "SnapshotTags": _object(
+        {
+            "name": _TEXT,
+            "tags": {
+                "type": "array",
+                "items": _object({"tag": _TEXT, "snapshot_id": _TEXT}, "tag", "snapshot_id"),
+            },
+        },
+        "name",
+        "tags",
+    ),
+    "Error": _object(
+        {"detail": _object({"error": _TEXT, "message": _TEXT, "error_id": _TEXT}, "error", "message")}, "detail"
+    ),
+    "Faults": _object(
+        {
+            "detail": {
+                "type": "array",
+                "items": _object({"loc": {"type": "array"}, "msg": _TEXT, "type": _TEXT}, "loc", "msg", "type"),
+            }
+        },
+        "detail",
+    ),
+}
+
+_REASONS: Final = {
+    400: "The request cannot be carried out as it is",
+    401: "No key, or one that is not good",
+    404: "There is none, or it is another tenant's",
+    408: "It was not ready, or the request not there, in time",
+    409: "The name is taken, or the thing is in use",
+    413: "The body is too long",
+    422: "Fields are wrong, or it could not be made",
+    429: "Too many requests; Retry-After says when to come again",
+    500: "The server failed; its log has the reason",
+    501: "Not done by this server yet",
+    503: "The server stops or is too busy; the same request may come again",
+}
+_ALWAYS: Final = (401, 429, 500, 503)
+
+
+def _operation(
+    identifier: str, summary: str, good: dict[int, str | None], bad: tuple[int, ...], body: str | None = None
+) -> dict[str, Any]:
+    responses: dict[str, Any] = {}
+    for status, schema in good.items():
+        content = {} if schema is None else {"content": {_JSON: {"schema": _ref(schema)}}}
+        responses[str(status)] = {"description": summary, **content}
+    for status in sorted({*bad, *_ALWAYS}):
+        schema_of = {"anyOf": [_ref("Faults"), _ref("Error")]} if status == 422 else _ref("Error")
+        responses[str(status)] = {"description": _REASONS[status], "content": {_JSON: {"schema": schema_of}}}
+    found: dict[str, Any] = {"operationId": identifier, "summary": summary, "responses": responses}
+    if body is not None:
+        found["requestBody"] = {"required": True, "content": {_JSON: {"schema": _ref(body)}}}
+    return found
+
+
+def _query(name: str, schema: dict[str, Any], text: str) -> dict[str, Any]:
+    return {"name": name, "in": "query", "required": False, "schema": schema, "description": text}
+
+
+def _path(name: str, text: str) -> dict[str, Any]:
+    return {"name": name, "in": "path", "required": True, "schema": _TEXT, "description": text}
+
+
+def _page(most: int, default: str) -> list[dict[str, Any]]:
+    return [
+        _query("limit", {"type": "integer", "minimum": 1, "maximum": most}, f"At most so many; {default}."),
+        _query("offset", {"type": "integer", "minimum": 0, "maximum": 2**53}, "So many are passed over."),
+        _query("name_contains", _TEXT, "Only names that contain this, upper and lower case alike."),
+    ]
+
+
+def _paths() -> dict[str, Any]:
+    reading = (400, 408, 413, 422)
+    boxes: dict[str, Any] = {
+        "post": _operation(
+            "createSandbox", "Make a sandbox", {201: "Sandbox"}, (*reading, 404, 409), body="CreateSandbox"
+        ),
+        "get": {
+            **_operation("listSandboxes", "List sandboxes", {200: "SandboxList"}, (422,)),
+            "parameters": [
+                *_page(1000, "all where left out"),
+                _query("status", _TEXT, "Only those in this status."),
+                _query("label", {"type": "array", "items": _TEXT}, "key or key=value; all must match."),
+                _query("sort_by", _TEXT, "A field; oldest first where left out."),
+                _query("sort_direction", {"enum": ["asc", "desc"]}, "The order."),
+            ],
+        },
+    }
+    box: dict[str, Any] = {
+        "parameters": [_path("name", "The sandbox's name or id.")],
+        "get": _operation("getSandbox", "One sandbox", {200: "Sandbox"}, (404,)),
+        "patch": _operation(
+            "updateSandbox", "Change a sandbox", {200: "Sandbox"}, (*reading, 404, 409), body="UpdateSandbox"
+        ),
+        "delete": _operation("deleteSandbox", "Delete a sandbox", {204: None}, (404,)),
+    }
+    snapshots: dict[str, Any] = {
+        "post": _operation(
+            "createSnapshot", "Begin to build a snapshot", {201: "Snapshot"}, reading, body="CreateSnapshot"
+        ),
+        "get": {
+            **_operation("listSnapshots", "List snapshots", {200: "SnapshotList"}, (422,)),
+            "parameters": _page(500, "50 where left out"),
+        },
+    }
+    snapshot: dict[str, Any] = {
+        "parameters": [_path("ref", "An id; to read also name:tag or a name. '/' is written %2F.")],
+        "get": _operation("getSnapshot", "One snapshot", {200: "Snapshot"}, (404,)),
+        "delete": _operation("deleteSnapshot", "Delete a snapshot", {204: None}, (404, 409)),
+    }
+    return {
+        "/boxes": boxes,
+        "/boxes/{name}": box,
+        "/boxes/{name}/status": {
+            "parameters": [_path("name", "The sandbox's name or id.")],
+            "get": _operation("getSandboxStatus", "A sandbox's status", {200: "SandboxStatus"}, (404,)),
+        },
+        "/snapshots": snapshots,
+        "/snapshots/{ref}": snapshot,
+        "/snapshots-by-name/{ref}": {
+            "parameters": [_path("ref", "A snapshot's name.")],
+            "get": _operation("listSnapshotTags", "The tags of a snapshot's name", {200: "SnapshotTags"}, (400, 404)),
+        },
+    }
+
+
+def document(public_url: str) -> dict[str, Any]:
+    """The document of a server at that URL."""
+    return {
+        "openapi": "3.1.0",
+        "info": {
+            "title": "sandboxrt",
+            "version": __version__,
+            "summary": "The control plane of a sandbox server; commands and files go through each dataplane_url.",
+        },
+        "servers": [{"url": public_url}],
+        "security": [{"key": []}],
+        "paths": {_PREFIX + path: item for path, item in _paths().items()},
+        "components": {
+            "schemas": _SCHEMAS,
+            "securitySchemes": {"key": {"type": "apiKey", "in": "header", "name": "X-Api-Key"}},
+        },
+    }

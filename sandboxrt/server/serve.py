@@ -1,0 +1,218 @@
+"""A server from its settings to its end: state folder, host, application, sockets, and the order in which they stop.
+
+When it is told to stop it accepts no more connections, ends streams in the way after which clients come back, gives
+what is under way a bounded while, and then stops the sandboxes; the next start on the same folder has them again.
+
+Source: protocol.md §4.5 (how streams end); the rest is ours.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ipaddress
+import logging
+import os
+import ssl
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Final
+from urllib.parse import urlsplit
+
+import attrs
+import trio
+
+from sandboxrt.engine.base import Engine
+from sandboxrt.errors import SandboxClientError, ValidationError
+from sandboxrt.host.config import HostConfig
+from sandboxrt.host.host import HostState, open_host
+from sandboxrt.server.app import App, AppSettings
+from sandboxrt.server.auth import Authenticator, EveryoneIsDefault, KeyAuthenticator
+from sandboxrt.server.guarded import ConnectionLimits, serve_connections
+from sandboxrt.store import KeyRecords, Store
+
+__all__ = ["RunningServer", "ServerSettings", "open_server"]
+
+_log = logging.getLogger("sandboxrt.server")
+_BACKLOG: Final = 1024
+
+
+@attrs.frozen(kw_only=True)
+class ServerSettings:
+    """What a server is told.
+
+    Attributes:
+        bind: Address to listen on.
+        port: Port; 0 takes a free one.
+        public_url: How clients reach it; ``http(s)://bind:port`` where left out.
+        certificate: PEM file of its certificate and those above it; ``None`` means plain HTTP.
+        private_key: PEM file of its private key.
+        insecure_http: Allow plain HTTP on addresses that are not this machine's alone; for a proxy in front.
+        insecure_no_auth: Ask nobody for a key; on loopback only.
+        host: The settings of the host; ``keep`` is always on.
+        app: Those of the application; ``public_url`` in it is filled in.
+        connections: Bounds of connections.
+    """
+
+    bind: str = "127.0.0.1"
+    port: int = 8080
+    public_url: str | None = None
+    certificate: Path | None = None
+    private_key: Path | None = None
+    insecure_http: bool = False
+    insecure_no_auth: bool = False
+    host: HostConfig = attrs.field(factory=HostConfig)
+    app: AppSettings = attrs.field(factory=lambda: AppSettings(public_url=""))
+    connections: ConnectionLimits = attrs.field(factory=ConnectionLimits)
+
+    def check(self) -> None:
+        """Refuse what would be unsafe or cannot be.
+
+        Raises:
+            ValidationError: With the way out.
+        """
+        loopback = is_loopback(self.bind)
+        if (self.certificate is None) != (self.private_key is None):
+            raise ValidationError("A certificate needs its private key, and the other way round", "certificate")
+        if self.insecure_no_auth and not loopback:
+            raise ValidationError(
+                f"Without keys a server listens on loopback only, not on {self.bind}: everyone who reaches it could "
+                "run commands here. Make keys with `sandboxrt keys create`, or use --host 127.0.0.1",
+                "insecure_no_auth",
+            )
+        if self.certificate is None and not loopback and not self.insecure_http:
+            raise ValidationError(
+                f"Plain HTTP on {self.bind} would show keys and data to the network. Give --certfile and --keyfile, "
+                "or, behind a proxy that does TLS, --insecure-http",
+                "insecure_http",
+            )
+        if self.public_url is not None:
+            parts = urlsplit(self.public_url)
+            if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
+                raise ValidationError(
+                    f"--public-url must be like https://sandboxes.example.com, not {self.public_url!r}", "public_url"
+                )
+
+
+@attrs.frozen
+class RunningServer:
+    """A server that answers.
+
+    Attributes:
+        url: How clients reach it.
+        port: Where it listens.
+        app: The application.
+        stopping: Set it to stop the server.
+    """
+
+    url: str
+    port: int
+    app: App
+    stopping: trio.Event
+
+
+@contextlib.asynccontextmanager
+async def open_server(
+    settings: ServerSettings, *, engine: Engine | None = None, state: HostState | None = None
+) -> AsyncIterator[RunningServer]:
+    """A server that answers for the length of the block, or until ``stopping`` is set. Leaving it stops it politely.
+
+    Args:
+        settings: What it is told.
+        engine: What runs sandboxes; an OCI runtime's where left out.
+        state: What remembers sandboxes and snapshots; the state folder where left out.
+
+    Raises:
+        ValidationError: The settings are unsafe or contradict each other.
+        SandboxClientError: It cannot listen, or sandboxes cannot run here; the message says why.
+
+    Cancellation: As leaving; bounded by ``drain_s`` and the host's ``cleanup_limit_s``.
+    """
+    settings.check()
+    tls = _tls(settings)
+    async with contextlib.AsyncExitStack() as stack:
+        authenticator: Authenticator = EveryoneIsDefault(settings.public_url)
+        if not settings.insecure_no_auth:
+            store = await stack.enter_async_context(Store.open(settings.host.state_dir))
+            authenticator = KeyAuthenticator(KeyRecords(store))
+        listeners = await _listen(settings.bind, settings.port)
+        for listener in listeners:
+            stack.push_async_callback(trio.aclose_forcefully, listener)
+        port = listeners[0].socket.getsockname()[1]
+        url = settings.public_url or f"{'http' if tls is None else 'https'}://{_in_url(settings.bind)}:{port}"
+        auth_file = settings.app.auth_file or await trio.to_thread.run_sync(_no_credentials, settings.host.state_dir)
+        config = attrs.evolve(settings.host, keep=True)
+        host = await stack.enter_async_context(open_host(config, engine=engine, state=state))
+        app = App(host, authenticator, attrs.evolve(settings.app, public_url=url.rstrip("/"), auth_file=auth_file))
+        await stack.enter_async_context(_serving(app, listeners, settings.connections, tls))
+        yield RunningServer(url.rstrip("/"), port, app, app.stopping)
+
+
+@contextlib.asynccontextmanager
+async def _serving(
+    app: App, listeners: list[trio.SocketListener], limits: ConnectionLimits, tls: ssl.SSLContext | None
+) -> AsyncIterator[None]:
+    ended = trio.Event()
+    async with trio.open_nursery() as nursery:
+
+        async def serve(task_status: trio.TaskStatus[None]) -> None:
+            await serve_connections(
+                app, listeners, stopping=app.stopping, limits=limits, tls=tls, task_status=task_status
+            )
+            ended.set()
+
+        # Not cancelled with the caller: what is under way is given its while, and that is bounded.
+        with trio.CancelScope(shield=True):
+            await nursery.start(serve)
+        try:
+            yield
+        finally:
+            app.stopping.set()
+            with trio.CancelScope(shield=True), trio.move_on_after(limits.drain_s + limits.linger_s):
+                await ended.wait()
+            nursery.cancel_scope.cancel()
+
+
+async def _listen(bind: str, port: int) -> list[trio.SocketListener]:
+    try:
+        return await trio.open_tcp_listeners(port, host=bind, backlog=_BACKLOG)
+    except (OSError, OverflowError) as error:
+        raise SandboxClientError(f"Cannot listen on {bind} port {port}: {error}") from error
+
+
+def _tls(settings: ServerSettings) -> ssl.SSLContext | None:
+    if settings.certificate is None:
+        return None
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    try:
+        context.load_cert_chain(settings.certificate, settings.private_key)
+    except (OSError, ssl.SSLError) as error:
+        raise SandboxClientError(f"The certificate or its key cannot be used: {error}") from error
+    context.set_alpn_protocols(["http/1.1"])
+    return context
+
+
+def _no_credentials(state_dir: Path) -> Path:
+    """A file of no registry credentials: tenants must not pull with those of whoever runs the server."""
+    path = state_dir / "no-registry-auth.json"
+    state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    draft = path.with_suffix(f".{os.getpid()}")
+    draft.write_text('{"auths": {}}\n')
+    draft.replace(path)
+    return path
+
+
+def is_loopback(bind: str) -> bool:
+    """Whether an address can be reached from this machine alone."""
+    if bind == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(bind).is_loopback
+    except ValueError:
+        return False
+
+
+def _in_url(bind: str) -> str:
+    if bind in ("0.0.0.0", "::"):  # noqa: S104  compared, not bound
+        return "localhost"
+    return f"[{bind}]" if ":" in bind else bind
