@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import ctypes
 import functools
+import glob
 import os
 import signal
 import subprocess
@@ -23,6 +25,8 @@ from sandboxrt.bridge.blocking import BlockingClient
 from sandboxrt.bridge.portal import Portal
 from sandboxrt.testing.fake import FakeEngine
 
+_PR_SET_CHILD_SUBREAPER = 36
+_CONTAINER_PROGRAMS = {"crun", ".init", "init", "launch"}
 ROOT = Path(__file__).resolve().parent.parent.parent
 
 
@@ -80,6 +84,7 @@ class Program:
     @contextlib.contextmanager
     def start(cls, code: str, *, python: str = sys.executable, limit_s: float = 60.0) -> Iterator[Program]:
         """Run ``code`` after the prelude; the block's end kills what still runs."""
+        _adopt_orphans(adopt=True)
         process = subprocess.Popen(
             [python, "-X", "faulthandler", "-W", "error::ResourceWarning", "-c", PRELUDE + textwrap.dedent(code)],
             cwd=ROOT,
@@ -97,6 +102,8 @@ class Program:
         finally:
             killer.cancel()
             process.kill()
+            reap_orphans()
+            _adopt_orphans(adopt=False)
 
     def expect(self, line: str) -> None:
         """Wait for a line of its output."""
@@ -114,6 +121,21 @@ class Program:
         assert self.process.returncode == code, complaints
         assert complaints.rstrip("\n").rpartition("\n")[2] == stderr, complaints
         return stdout
+
+
+def _adopt_orphans(*, adopt: bool) -> None:
+    """Become the parent of what programs leave dead behind: process 1 takes its time to reap, and leaks are counted."""
+    ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, int(adopt), 0, 0, 0)
+
+
+def reap_orphans() -> None:
+    """Take what ended containers left for their parent to read."""
+    for path in glob.glob("/proc/self/task/*/children"):
+        with contextlib.suppress(OSError):  # the thread, or the child, is gone
+            for pid in Path(path).read_text().split():
+                state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+                if state == "Z" and Path(f"/proc/{pid}/comm").read_text().strip() in _CONTAINER_PROGRAMS:
+                    os.waitpid(int(pid), os.WNOHANG)
 
 
 def run(code: str, *, python: str = sys.executable, limit_s: float = 60.0) -> str:
