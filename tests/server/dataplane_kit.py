@@ -99,7 +99,9 @@ def text_of(frames: list[dict[str, Any]], stream: str = "stdout", start: int = 0
 
 
 @asynccontextmanager
-async def serve(host: Host, settings: DataPlaneSettings | None = None) -> AsyncIterator[Served]:
+async def serve(
+    host: Host, settings: DataPlaneSettings | None = None, *, send_stall_s: float = 60.0
+) -> AsyncIterator[Served]:
     """Serve a host's sandboxes at ``/box/NAME/...``, without keys or tenants."""
 
     async def resolve(connection: Any) -> str:
@@ -109,7 +111,7 @@ async def serve(host: Host, settings: DataPlaneSettings | None = None) -> AsyncI
     app = Starlette(routes=plane.routes(BOX))
     listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
     port = listeners[0].socket.getsockname()[1]
-    limits = ConnectionLimits(drain_s=1.0)
+    limits = ConnectionLimits(drain_s=1.0, send_stall_s=send_stall_s)
     async with (
         trio.open_nursery() as nursery,
         httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=20) as http,

@@ -324,6 +324,19 @@ async def test_a_peer_that_does_not_read_stalls_nobody(fake_host: OpenFake) -> N
         await trio.aclose_forcefully(stream)
 
 
+async def test_a_peer_that_does_not_read_for_long_is_detached(fake_host: OpenFake) -> None:
+    async with fake_host() as (host, _), serve(host, send_stall_s=0.5) as served:
+        async with served.raw() as (_stream, peer):
+            # More than the buffers of TCP and of the peer's library take.
+            await peer.execute("head -c 30000000 /dev/zero; sleep 1000", command_id="c", kill_on_disconnect=True)
+            await peer.receive()
+            with trio.fail_after(10):
+                while "1 requests" in repr(served.plane):
+                    await trio.sleep(0.01)
+        async with converse(host, "box", Reconnect("c", 30_000_000)) as reader:
+            assert (await reader.to_end()).exit_code == 137
+
+
 async def test_input_offsets_survive_a_reconnect(fake_host: OpenFake) -> None:
     async with fake_host() as (host, _), serve(host) as served:
         async with served.raw() as (stream, peer):
