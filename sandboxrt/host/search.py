@@ -89,6 +89,57 @@ class FoundLines:
     truncated: bool
 
 
+class LineScan:
+    """Finds the lines of a text that contain some bytes, in time that does not depend on how many lines there are.
+
+    Args:
+        needle: What to look for; has no line break.
+        shown_bytes: How much of a found line is kept.
+        long_bytes: A line longer than this is not held whole.
+    """
+
+    def __init__(self, needle: bytes, shown_bytes: int, long_bytes: int = _LONG_LINE_BYTES) -> None:
+        self._needle = needle
+        self._shown_bytes = shown_bytes
+        self._long_bytes = long_bytes
+        self._number = 1
+        self._rest = b""
+        self._beginning = b""
+        self._hit = False
+
+    def feed(self, data: bytes, at_most: int) -> list[tuple[int, bytes]]:
+        """(number, beginning) of the lines that are complete now and contain it, ``at_most`` so many."""
+        data = self._rest + data
+        end = data.rfind(b"\n") + 1
+        found = self._scan(data[:end], at_most) if end else []
+        self._rest = data[end:]
+        if len(self._rest) > self._long_bytes:
+            self._hit = self._hit or self._needle in self._rest
+            self._beginning = self._beginning or self._rest[: self._shown_bytes]
+            overlap = len(self._needle) - 1
+            self._rest = self._rest[-overlap:] if overlap else b""
+        return found
+
+    def finish(self) -> list[tuple[int, bytes]]:
+        """The last line, if it has no end and contains it."""
+        return self._scan(self._rest + b"\n", 1) if self._rest or self._hit else []
+
+    def _scan(self, block: bytes, at_most: int) -> list[tuple[int, bytes]]:
+        found: list[tuple[int, bytes]] = []
+        counted = 0
+        hit = 0 if self._hit else block.find(self._needle)
+        while hit >= 0 and len(found) < at_most:
+            start, end = block.rfind(b"\n", 0, hit) + 1, block.find(b"\n", hit)
+            self._number += block.count(b"\n", counted, start)
+            line = self._beginning if not start and self._beginning else block[start:end]
+            found.append((self._number, line[: self._shown_bytes]))
+            counted = start
+            hit = block.find(self._needle, end)
+        self._number += block.count(b"\n", counted)
+        self._hit, self._beginning = False, b""
+        return found
+
+
 @attrs.frozen
 class Searcher:
     """Searches in one container.
@@ -222,23 +273,18 @@ class Searcher:
             file = await self.container.open_file(path, self.identity)
         except FileError:
             return  # gone since, or a name that was cut in two by a line break inside of it
+        scan = LineScan(needle, 4 * self.settings.line_characters)
         try:
-            offset, number, rest, hit, shown = 0, 1, b"", False, b""
+            offset = 0
             while len(found) < most:
                 data = await file.read(offset, _CHUNK_BYTES)
-                if (offset == 0 and b"\0" in data[:_BINARY_BYTES]) or not (data or rest or hit):
+                if offset == 0 and b"\0" in data[:_BINARY_BYTES]:
                     return
                 offset += len(data)
-                *lines, rest = (rest + data).split(b"\n") if data else (rest, b"")
-                for line in lines:
-                    if (hit or needle in line) and len(found) < most:
-                        found.append(self._found(path, number, shown or line))
-                    number, hit, shown = number + 1, False, b""
+                lines = scan.feed(data, most - len(found)) if data else scan.finish()
+                found += [self._found(path, number, line) for number, line in lines]
                 if not data:
                     return
-                if len(rest) > _LONG_LINE_BYTES:
-                    hit, shown = hit or needle in rest, shown or rest[: 4 * self.settings.line_characters]
-                    rest = rest[-len(needle) + 1 :] if len(needle) > 1 else b""
         except FileError:
             return
         finally:
@@ -246,7 +292,7 @@ class Searcher:
                 await file.aclose()
 
     def _found(self, path: str, number: int, line: bytes) -> FoundLine:
-        text = line[: 4 * self.settings.line_characters].decode("utf-8", "replace").rstrip("\r")
+        text = line.decode("utf-8", "replace").rstrip("\r")
         return FoundLine(path, number, text[: self.settings.line_characters])
 
     # -- the tools ---------------------------------------------------------------------------------------------------
