@@ -23,7 +23,7 @@ LEVELS = {
     "client": 6,
     "bridge": 7,
     "server": 7,
-    "cli": 7,
+    "cli": 8,
     "testing": 7,
 }
 """A module may import from a lower level, and from its own part."""
