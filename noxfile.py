@@ -55,6 +55,13 @@ def test(session: nox.Session) -> None:
 
 
 @nox.session
+def bench(session: nox.Session) -> None:
+    """Measure everything side by side and write docs/benchmarks.md (root, some minutes, a quiet machine)."""
+    _install(session)
+    session.run("python", "-m", "benchmarks", *(session.posargs or ["--write"]))
+
+
+@nox.session
 def docs(session: nox.Session) -> None:
     """Check that every path and link that the documents name is there."""
     session.run("python", "tools/check_docs.py")

@@ -180,12 +180,13 @@ class DiskTemplates:
 
         Cancellation: atomic; a copy that runs is finished (milliseconds).
         """
-        await _in_thread(lambda: self._clone(disk_size(size_bytes), target))
+        await _in_thread(lambda: self.clone_blocking(size_bytes, target))
 
-    def _clone(self, size_bytes: int, target: Path) -> None:
+    def clone_blocking(self, size_bytes: int, target: Path) -> None:
+        """The same for callers that are on a thread of their own."""
         try:
             self._require_headroom(target.parent)
-            template = self._template(size_bytes)
+            template = self._template(disk_size(size_bytes))
             with _open(template, os.O_RDONLY) as source, _open(target, os.O_RDWR | os.O_CREAT | os.O_EXCL) as copy:
                 try:
                     sparse_copy(source, copy)

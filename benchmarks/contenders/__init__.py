@@ -1,0 +1,1 @@
+"""What is measured: this project, and what it is compared to, driven alike."""
