@@ -76,8 +76,10 @@ class App:
     """
 
     def __init__(self, host: Host, authenticator: Authenticator, settings: AppSettings) -> None:
-        self.dataplane = DataPlane(host, self._resolve, settings.dataplane)
-        self.metrics = Metrics({("sandboxrt_sandboxes", "status", "Sandboxes of this host."): host.count_by_status})
+        self.dataplane: DataPlane = DataPlane(host, self._resolve, settings.dataplane)
+        self.metrics: Metrics = Metrics(
+            {("sandboxrt_sandboxes", "status", "Sandboxes of this host."): host.count_by_status}
+        )
         self._host = host
         snapshots = SnapshotRoutes(host=host, offered=settings.default_snapshot, auth_file=settings.auth_file)
         url = settings.public_url.rstrip("/") + DATA_PREFIX.removesuffix("/{sandbox}")
