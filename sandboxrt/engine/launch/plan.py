@@ -36,6 +36,10 @@ DATA_FOLDER = "data"
 _BLOCK_SLOT, _DATA_SLOT, _FIRST_LAYER_SLOT, _MAX_LAYERS = 20, 21, 30, 400
 _COVERS = ("/mnt", "/media", "/srv", "/opt")
 _MAX_OPTIONS = 4000  # mount(2) takes one page
+# What the control group counts are the host's tasks, and gVisor's own threads and the stubs in which it runs the
+# sandbox's threads are such. Its Go runtime ends, and the sandbox with it, when it gets no thread; so the bound leaves
+# room for what the processes that were asked for need, and still bounds what a fork bomb takes from the host.
+_GVISOR_TASKS, _GVISOR_TASKS_PER_PROCESS = 256, 4
 _MAX_OPEN_FILES = 20_000
 _MOUNT_POINTS = ("/dev", "/etc", "/proc", "/sys")
 _LAYER_PLACE = re.compile(r"/|(/(?!\.{1,2}(/|$))[A-Za-z0-9._+-]+)+")
@@ -232,7 +236,8 @@ class LaunchPlan:
             elif self.facts.swap_limit:
                 texts.append(("memory", "memory.swap.max", "0"))
         if limits.pids is not None:
-            texts.append(("pids", "pids.max", str(limits.pids)))
+            tasks = _GVISOR_TASKS + _GVISOR_TASKS_PER_PROCESS * limits.pids
+            texts.append(("pids", "pids.max", str(tasks)))
         if limits.vcpus is not None:
             quota = str(cpu_quota_us(limits.vcpus))
             if "cpu" in hierarchy.v1:

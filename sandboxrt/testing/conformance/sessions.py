@@ -469,7 +469,7 @@ async def many_commands_at_once(driver: Driver) -> None:
 
         async def one(number: int) -> None:
             outcome = await run(driver, name, f"echo {number}; exit {number}")
-            assert outcome.stdout == f"{number}\n"
+            assert outcome.stdout == f"{number}\n", f"command {number}: {outcome}"
             codes.append(outcome.exit_code)
 
         with trio.fail_after(_LIMIT_S):
