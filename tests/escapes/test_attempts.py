@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -57,14 +58,17 @@ def allowed(probe: Path, canary: HostCanary) -> Iterator[Mapping[str, str]]:
     asked = {question: canary.outside(question) for question in CONTROLS}
     root = os.open("/", os.O_RDONLY | os.O_DIRECTORY)
     try:
-        done = subprocess.run(
-            [probe, "control", *asked.values()],
-            stdout=subprocess.PIPE,
-            timeout=60,
-            check=True,
-            cwd="/tmp",
-            pass_fds=[root],
-        )
+        # The attempts' scratch folders go with this one: nobody else removes what they made.
+        with tempfile.TemporaryDirectory(prefix="escapes-control-") as scratch:
+            done = subprocess.run(
+                [probe, "control", *asked.values()],
+                stdout=subprocess.PIPE,
+                timeout=60,
+                check=True,
+                cwd=scratch,
+                env={**os.environ, "TMPDIR": scratch},
+                pass_fds=[root],
+            )
     finally:
         os.close(root)
     answers = parse_batch(done.stdout)

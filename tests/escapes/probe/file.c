@@ -189,8 +189,9 @@ PROBE(grep) {
 }
 
 static const char *scratch_path(const char *name) {
-    static char path[128];
-    snprintf(path, sizeof path, "/tmp/probe-%s-%d", name, getpid());
+    static char path[4096];
+    const char *parent = getenv("TMPDIR");
+    snprintf(path, sizeof path, "%s/probe-%s-%d", parent ? parent : "/tmp", name, getpid());
     return path;
 }
 static int made_node(mode_t type, unsigned major_, unsigned minor_) {

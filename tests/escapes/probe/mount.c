@@ -11,7 +11,9 @@ static long do_mount(const char *from, const char *to, const char *type, unsigne
     return syscall(SYS_mount, from, to, type, flags, NULL);
 }
 static const char *scratch(void) {
-    static char path[] = "/tmp/probe-XXXXXX";
+    static char path[4096];
+    const char *parent = getenv("TMPDIR"); /* the control's, which removes what was left in it */
+    snprintf(path, sizeof path, "%s/probe-XXXXXX", parent ? parent : "/tmp");
     if (!mkdtemp(path)) {
         printf("no scratch folder: %s\n", strerrorname_np(errno));
         exit(2);
