@@ -13,37 +13,38 @@ from typing import Any, Literal, NoReturn, Self
 import attrs
 import trio
 
+from sandboxrt.client.config import RemoteConfig, choose_mode, remote_config
 from sandboxrt.client.context import require_trio
 from sandboxrt.client.owner import Owner
-from sandboxrt.client.sandbox import DELETE_S, AsyncSandbox, AsyncSandboxCreation
+from sandboxrt.client.sandbox import AsyncSandbox, AsyncSandboxCreation
 from sandboxrt.client.transport.base import Transport
+from sandboxrt.client.transport.http import HttpTransport
 from sandboxrt.client.transport.local import HostConfig, LocalTransport
 from sandboxrt.engine.base import Engine
-from sandboxrt.errors import ClientClosedError, SandboxClientError
+from sandboxrt.errors import ClientClosedError
 from sandboxrt.models import DEFAULT_LIMITS, DEFAULT_REQUIRE, Isolation, Limits, ResourceStatus, Snapshot
 from sandboxrt.protocol.rest import CreateSandbox, CreateSnapshot, UpdateSandbox
 
 __all__ = ["AsyncSandboxClient"]
 
-_ENDPOINT_VARIABLES = ("LANGSMITH_ENDPOINT", "LANGCHAIN_ENDPOINT")
-_KEY_VARIABLES = ("LANGSMITH_API_KEY", "LANGCHAIN_API_KEY")
-
 
 class AsyncSandboxClient:
     """Creates sandboxes and looks after them. Use it as ``async with AsyncSandboxClient() as client``.
 
-    The host runs inside this process, and its sandboxes end with the block, however it ends.
+    Embedded, the host runs inside this process, and its sandboxes end with the block, however it ends. With a server,
+    those of ``create_sandbox`` stay until they are deleted or expire; leaving the block detaches from every command.
 
     Args:
-        api_endpoint: A server's base URL. This version has no remote mode: see Raises.
-        timeout: Seconds for control calls to a server; no use when embedded.
-        api_key: A server's key, likewise.
-        max_retries: Retries of calls to a server, likewise.
-        headers: Headers for calls to a server, likewise.
+        api_endpoint: The base URL of a server's control plane, e.g. ``http://127.0.0.1:8080/v2/sandboxes``.
+        timeout: Seconds for control calls to a server; 0 = none.
+        api_key: A server's key.
+        max_retries: How often a call is sent again that a server refused for now (429, 502, 503, 504), or that could
+            not be connected.
+        headers: Sent with every request and WebSocket to a server.
         mode: ``"embedded"`` whatever the environment says; by default an endpoint or a key, given here or in
             ``LANGSMITH_ENDPOINT``, ``LANGCHAIN_ENDPOINT``, ``LANGSMITH_API_KEY`` or ``LANGCHAIN_API_KEY``, mean
             ``"remote"``.
-        state_dir: Folder for snapshots and sandboxes; several processes may share it.
+        state_dir: Folder for snapshots and sandboxes; several processes may share it. Embedded only, as what follows.
         runtime: OCI runtime, by name or path; ``crun`` by default.
         limits: What a sandbox may use when its creation names no limits.
         require: Isolation without which no sandbox is created.
@@ -51,10 +52,11 @@ class AsyncSandboxClient:
         engine: What runs sandboxes instead of an OCI runtime, e.g. ``sandboxrt.testing``'s fake.
 
     Raises:
-        SandboxClientError: Remote mode was chosen, which this version does not have; pass ``mode="embedded"`` or unset
-            the variable that the message names.
+        ValueError: The endpoint is no HTTP URL, or an argument is of no use together with a server.
 
-    Cancellation: Leaving the block deletes every sandbox; that is shielded and bounded.
+    Cancellation: Leaving the block is shielded and bounded; embedded, it deletes every sandbox.
+
+    Source: protocol.md §1.
     """
 
     def __init__(
@@ -73,14 +75,14 @@ class AsyncSandboxClient:
         allow_unenforced_limits: bool = False,
         engine: Engine | None = None,
     ) -> None:
-        if mode not in (None, "embedded", "remote"):
-            raise ValueError(f"mode must be 'embedded' or 'remote', not {mode!r}")
-        why = None if mode == "embedded" else _why_remote(api_endpoint, api_key)
-        if mode == "remote" or why is not None:
-            raise SandboxClientError(
-                f"remote mode was chosen ({why or 'mode=' + repr(mode)}), and this version of sandboxrt runs sandboxes "
-                'on this machine only; pass mode="embedded", or leave that out'
+        self._mode = choose_mode(mode, api_endpoint, api_key)
+        if self._mode == "remote":
+            self._remote: RemoteConfig | None = remote_config(
+                api_endpoint=api_endpoint, api_key=api_key, headers=headers, timeout=timeout, max_retries=max_retries
             )
+            _refuse_local(state_dir=state_dir, runtime=runtime, engine=engine)
+        else:
+            self._remote = None
         config = HostConfig(limits=limits, require=require)
         self._config = attrs.evolve(
             config,
@@ -94,12 +96,13 @@ class AsyncSandboxClient:
 
     def __repr__(self) -> str:
         state = "open" if self._owner is not None else "closed"
-        return f"<{type(self).__name__} embedded in {self._config.state_dir}, {state}>"
+        where = f"embedded in {self._config.state_dir}" if self._remote is None else f"of {self._remote.base_url}"
+        return f"<{type(self).__name__} {where}, {state}>"
 
     @property
     def mode(self) -> Literal["embedded", "remote"]:
         """Where sandboxes run: in this process, or on a server."""
-        return "embedded"
+        return self._mode
 
     # -- sandboxes ---------------------------------------------------------------------------------------------------
 
@@ -130,11 +133,13 @@ class AsyncSandboxClient:
             timeout=timeout,
             ttl_seconds=ttl_seconds,
             idle_ttl_seconds=idle_ttl_seconds,
-            limits=_limits(limits or self._config.limits, vcpus, mem_bytes, fs_capacity_bytes),
-            disk_of_snapshot=limits is None and fs_capacity_bytes is None,
+            limits=limits,
+            vcpus=vcpus,
+            mem_bytes=mem_bytes,
+            disk_bytes=fs_capacity_bytes,
             env=env,
         )
-        return AsyncSandboxCreation(lambda: self._create(request, auto_delete=True))
+        return AsyncSandboxCreation(lambda: self._create(request, headers, auto_delete=True))
 
     async def create_sandbox(
         self,
@@ -189,20 +194,22 @@ class AsyncSandboxClient:
             wait_for_ready=wait_for_ready,
             ttl_seconds=ttl_seconds,
             idle_ttl_seconds=idle_ttl_seconds,
-            limits=_limits(limits or self._config.limits, vcpus, mem_bytes, fs_capacity_bytes),
-            disk_of_snapshot=limits is None and fs_capacity_bytes is None,
+            limits=limits,
+            vcpus=vcpus,
+            mem_bytes=mem_bytes,
+            disk_bytes=fs_capacity_bytes,
             env=env,
         )
-        return await self._create(request, auto_delete=False)
+        return await self._create(request, headers, auto_delete=False)
 
     async def get_sandbox(self, name: str, *, headers: Mapping[str, str] | None = None) -> AsyncSandbox:
         """An existing sandbox by name. Raises :class:`~sandboxrt.errors.ResourceNotFoundError`."""
         owner = self._open_owner()
-        return AsyncSandbox(owner, await owner.transport.get_sandbox(name), auto_delete=False)
+        return AsyncSandbox(owner, await owner.transport.with_headers(headers).get_sandbox(name), auto_delete=False)
 
     async def get_sandbox_status(self, name: str, *, headers: Mapping[str, str] | None = None) -> ResourceStatus:
         """How far a sandbox is. Raises :class:`~sandboxrt.errors.ResourceNotFoundError`."""
-        return await self._transport.sandbox_status(name)
+        return await self._transport(headers).sandbox_status(name)
 
     async def wait_for_sandbox(
         self,
@@ -219,13 +226,16 @@ class AsyncSandboxClient:
             ResourceTimeoutError: It was not ready after ``timeout`` seconds.
         """
         owner = self._open_owner()
-        info = await owner.transport.wait_for_sandbox(name, timeout, poll_interval)
+        info = await owner.transport.with_headers(headers).wait_for_sandbox(name, timeout, poll_interval)
         return AsyncSandbox(owner, info, auto_delete=False)
 
     async def list_sandboxes(self, *, headers: Mapping[str, str] | None = None) -> list[AsyncSandbox]:
         """Every sandbox of this client."""
         owner = self._open_owner()
-        return [AsyncSandbox(owner, info, auto_delete=False) for info in await owner.transport.list_sandboxes()]
+        return [
+            AsyncSandbox(owner, info, auto_delete=False)
+            for info in await owner.transport.with_headers(headers).list_sandboxes()
+        ]
 
     async def update_sandbox(
         self,
@@ -245,11 +255,13 @@ class AsyncSandboxClient:
         _check_ttl("idle_ttl_seconds", idle_ttl_seconds)
         owner = self._open_owner()
         request = UpdateSandbox(new_name=new_name, ttl_seconds=ttl_seconds, idle_ttl_seconds=idle_ttl_seconds)
-        return AsyncSandbox(owner, await owner.transport.update_sandbox(name, request), auto_delete=False)
+        return AsyncSandbox(
+            owner, await owner.transport.with_headers(headers).update_sandbox(name, request), auto_delete=False
+        )
 
     async def delete_sandbox(self, name: str, *, headers: Mapping[str, str] | None = None) -> None:
         """Delete a sandbox and everything in it. Raises :class:`~sandboxrt.errors.ResourceNotFoundError`."""
-        await self._transport.delete_sandbox(name)
+        await self._transport(headers).delete_sandbox(name)
 
     # -- snapshots ---------------------------------------------------------------------------------------------------
 
@@ -296,12 +308,12 @@ class AsyncSandboxClient:
             registry_password=registry_password,
             tls_verify=tls_verify,
         )
-        snapshot = await self._transport.create_snapshot(request)
-        return await self._transport.wait_for_snapshot(snapshot.id, timeout, 2.0)
+        snapshot = await self._transport(headers).create_snapshot(request)
+        return await self._transport(headers).wait_for_snapshot(snapshot.id, timeout, 2.0)
 
     async def get_snapshot(self, snapshot_id: str, *, headers: Mapping[str, str] | None = None) -> Snapshot:
         """A snapshot by id. Raises :class:`~sandboxrt.errors.ResourceNotFoundError`."""
-        return await self._transport.get_snapshot(snapshot_id)
+        return await self._transport(headers).get_snapshot(snapshot_id)
 
     async def list_snapshots(
         self,
@@ -322,11 +334,11 @@ class AsyncSandboxClient:
         Raises:
             ValidationError: ``limit`` or ``offset`` is out of range.
         """
-        return await self._transport.list_snapshots(name_contains, limit, offset)
+        return await self._transport(headers).list_snapshots(name_contains, limit, offset)
 
     async def delete_snapshot(self, snapshot_id: str, *, headers: Mapping[str, str] | None = None) -> None:
         """Delete a snapshot. Raises :class:`~sandboxrt.errors.ResourceInUseError` while sandboxes use it."""
-        await self._transport.delete_snapshot(snapshot_id)
+        await self._transport(headers).delete_snapshot(snapshot_id)
 
     async def wait_for_snapshot(
         self,
@@ -337,7 +349,7 @@ class AsyncSandboxClient:
         headers: Mapping[str, str] | None = None,
     ) -> Snapshot:
         """Wait until a snapshot is ready. Raises as :meth:`create_snapshot`."""
-        return await self._transport.wait_for_snapshot(snapshot_id, timeout, poll_interval)
+        return await self._transport(headers).wait_for_snapshot(snapshot_id, timeout, poll_interval)
 
     # -- lifetime ----------------------------------------------------------------------------------------------------
 
@@ -346,7 +358,7 @@ class AsyncSandboxClient:
             raise RuntimeError("this client is open already; make another one")
         require_trio()
         async with contextlib.AsyncExitStack() as stack:
-            transport = await stack.enter_async_context(LocalTransport.open(self._config, self._engine))
+            transport = await stack.enter_async_context(self._open_transport())
             nursery = await stack.enter_async_context(trio.open_nursery())
             owner = Owner(transport, nursery)
             stack.callback(_end, owner, nursery)
@@ -364,9 +376,13 @@ class AsyncSandboxClient:
         except BaseExceptionGroup as group:
             _raise_plain(group)
 
-    @property
-    def _transport(self) -> Transport:
-        return self._open_owner().transport
+    def _open_transport(self) -> contextlib.AbstractAsyncContextManager[Transport]:
+        if self._remote is not None:
+            return HttpTransport.open(self._remote)
+        return LocalTransport.open(self._config, self._engine)
+
+    def _transport(self, headers: Mapping[str, str] | None) -> Transport:
+        return self._open_owner().transport.with_headers(headers)
 
     def _open_owner(self) -> Owner:
         if self._owner is None:
@@ -384,8 +400,10 @@ class AsyncSandboxClient:
         timeout: float,
         ttl_seconds: int | None,
         idle_ttl_seconds: int | None,
-        limits: Limits,
-        disk_of_snapshot: bool,
+        limits: Limits | None,
+        vcpus: float | None,
+        mem_bytes: int | None,
+        disk_bytes: int | None,
         env: Mapping[str, str] | None,
         wait_for_ready: bool = True,
     ) -> CreateSandbox:
@@ -403,21 +421,33 @@ class AsyncSandboxClient:
             timeout_s=timeout,
             ttl_seconds=ttl_seconds,
             idle_ttl_seconds=idle_ttl_seconds,
-            limits=limits,
-            disk_of_snapshot=disk_of_snapshot,
+            limits=_limits(limits or self._config.limits, vcpus, mem_bytes, disk_bytes),
+            asked_limits=self._asked_limits(limits, vcpus=vcpus, mem_bytes=mem_bytes, disk_bytes=disk_bytes),
+            disk_of_snapshot=limits is None and disk_bytes is None,
+            name_is_ours=not name,
+            idempotency_key=secrets.token_hex(16) if self._remote is not None else None,
             allow_unenforced_limits=self._allow_unenforced_limits,
             env=dict(env or {}),
         )
 
-    async def _create(self, request: CreateSandbox, *, auto_delete: bool) -> AsyncSandbox:
+    def _asked_limits(self, limits: Limits | None, **given: float | None) -> frozenset[str]:
+        """What of a sandbox's limits a server is told; it has defaults of its own for the rest."""
+        wanted = limits or self._config.limits
+        differing = {
+            field.name
+            for field in attrs.fields(Limits)
+            if getattr(wanted, field.name) != getattr(DEFAULT_LIMITS, field.name)
+        }
+        if self._remote is not None and differing - set(given):
+            raise ValueError(f"a server cannot be told {', '.join(sorted(differing - set(given)))}; leave that out")
+        named = set(given) if limits is not None else differing
+        return frozenset(named | {name for name, value in given.items() if value is not None})
+
+    async def _create(
+        self, request: CreateSandbox, headers: Mapping[str, str] | None, *, auto_delete: bool
+    ) -> AsyncSandbox:
         owner = self._open_owner()
-        try:
-            info = await owner.transport.create_sandbox(request)
-        except trio.Cancelled:
-            # The reply may have been under way; the name is ours, so what it named can be found.
-            with trio.move_on_after(DELETE_S, shield=True), contextlib.suppress(SandboxClientError):
-                await owner.transport.delete_sandbox(request.name)
-            raise
+        info = await owner.transport.with_headers(headers).create_sandbox(request)
         return AsyncSandbox(owner, info, auto_delete=auto_delete, created=True)
 
 
@@ -434,13 +464,12 @@ def _raise_plain(group: BaseExceptionGroup[Any]) -> NoReturn:
     raise error
 
 
-def _why_remote(api_endpoint: str | None, api_key: str | None) -> str | None:
-    given = (("api_endpoint=", api_endpoint), ("api_key=", api_key))
-    environment = ((name, os.environ.get(name)) for name in (*_ENDPOINT_VARIABLES, *_KEY_VARIABLES))
-    for name, value in (*given, *environment):
-        if value is not None and value.strip():
-            return f"{name} is set"
-    return None
+def _refuse_local(**given: object) -> None:
+    for name, value in given.items():
+        if value is not None:
+            raise ValueError(
+                f'{name}= is for sandboxes of this machine; with a server leave it out, or pass mode="embedded"'
+            )
 
 
 def _limits(base: Limits, vcpus: float | None, mem_bytes: int | None, disk_bytes: int | None) -> Limits:

@@ -206,6 +206,7 @@ class AsyncCommandHandle:
             self.command_id,
             self.last_stdout_offset,
             self.last_stderr_offset,
+            self._session.headers,
         )
         return AsyncCommandHandle(session, stdin_closed=self._stdin_closed, pty=self._pty)
 

@@ -267,6 +267,7 @@ class AsyncSandbox:
                 columns=columns,
                 rows=rows,
             ),
+            headers,
         )
         if not wait:
             return AsyncCommandHandle(session, stdin_closed=close_stdin, pty=pty)
@@ -299,7 +300,9 @@ class AsyncSandbox:
         """
         if stdout_offset < 0 or stderr_offset < 0:
             raise ValueError("offsets must not be negative")
-        session = await CommandSession.reconnect(self._owner, self._info, command_id, stdout_offset, stderr_offset)
+        session = await CommandSession.reconnect(
+            self._owner, self._info, command_id, stdout_offset, stderr_offset, headers
+        )
         return AsyncCommandHandle(session, stdin_closed=False, pty=False)
 
     async def write(
@@ -321,7 +324,7 @@ class AsyncSandbox:
         """
         data = content.encode() if isinstance(content, str) else bytes(content)
         with _time_limit(timeout) as scope:
-            await self._owner.transport.write_file(self._info, path, _Pieces(data))
+            await self._owner.transport.with_headers(headers).write_file(self._info, path, _Pieces(data))
         if scope.cancelled_caught:
             raise SandboxOperationError(f"{path} was not written within {timeout:g} s", "write", "Timeout")
 
@@ -340,7 +343,7 @@ class AsyncSandbox:
         """
         data = b""
         with _time_limit(timeout) as scope:
-            data = await self._owner.transport.read_file(self._info, path)
+            data = await self._owner.transport.with_headers(headers).read_file(self._info, path)
         if scope.cancelled_caught:
             raise SandboxOperationError(f"{path} was not read within {timeout:g} s", "read", "Timeout")
         return data
@@ -358,7 +361,7 @@ class AsyncSandbox:
         Raises:
             ResourceNotFoundError: It is gone already.
         """
-        await self._owner.transport.delete_sandbox(self.name)
+        await self._owner.transport.with_headers(headers).delete_sandbox(self.name)
 
     async def __aenter__(self) -> Self:
         return self

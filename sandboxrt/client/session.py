@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import uuid
 from collections import deque
+from collections.abc import Mapping
 from typing import Literal
 
 import attrs
@@ -71,6 +72,8 @@ class CommandSession:
     command_id: str
     timeout_s: float | None = None
     kill_on_disconnect: bool = False
+    headers: Mapping[str, str] | None = None
+    """Those of the call that made it, for each attachment that it makes."""
     pid: int | None = None
     detachments: int = 0
     """How often ``detach`` was called; whoever iterates stops when it changes."""
@@ -87,7 +90,9 @@ class CommandSession:
     _end: ExecutionResult | Exception | None = None
 
     @classmethod
-    async def start(cls, owner: Owner, sandbox: SandboxInfo, execute: Execute) -> CommandSession:
+    async def start(
+        cls, owner: Owner, sandbox: SandboxInfo, execute: Execute, headers: Mapping[str, str] | None = None
+    ) -> CommandSession:
         """Start a command and attach to it.
 
         Raises:
@@ -102,6 +107,7 @@ class CommandSession:
             execute.command_id,
             timeout_s=execute.timeout_s or None,
             kill_on_disconnect=execute.kill_on_disconnect,
+            headers=headers,
         )
         try:
             await session._attach(execute)
@@ -114,7 +120,13 @@ class CommandSession:
 
     @classmethod
     async def reconnect(
-        cls, owner: Owner, sandbox: SandboxInfo, command_id: str, stdout_offset: int, stderr_offset: int
+        cls,
+        owner: Owner,
+        sandbox: SandboxInfo,
+        command_id: str,
+        stdout_offset: int,
+        stderr_offset: int,
+        headers: Mapping[str, str] | None = None,
     ) -> CommandSession:
         """Attach to a command that was started before.
 
@@ -122,7 +134,7 @@ class CommandSession:
             CommandNotFoundError: It expired, never existed, or belongs to another process.
             OutputLostError: The host no longer has output that far back.
         """
-        session = cls(owner, sandbox, command_id)
+        session = cls(owner, sandbox, command_id, headers=headers)
         for place in (session._received, session._taken):
             place["stdout"], place["stderr"] = stdout_offset, stderr_offset
         await session._ensure_attached()
@@ -232,7 +244,7 @@ class CommandSession:
                 self._take_in_output(frame)
             case Started():
                 self._losses = 0
-                self.pid = frame.pid
+                self.pid = frame.pid or self.pid
             case Exit():
                 stdout, stderr = self._texts()
                 self._end = ExecutionResult(stdout, stderr, frame.exit_code, oom_killed=frame.oom_killed)
@@ -344,12 +356,14 @@ class CommandSession:
 
     async def _attach(self, first: Execute | Reconnect) -> None:
         operation = "command" if isinstance(first, Execute) else "reconnect"
-        attachment = await self.owner.transport.attach(self.sandbox, first)
+        attachment = await self.owner.transport.with_headers(self.headers).attach(self.sandbox, first)
         try:
             frame = await attachment.receive()
             match frame:
                 case Started():
-                    self.pid = frame.pid
+                    self.pid = frame.pid or None
+                    # Servers of the first generation take no id from the client.
+                    self.command_id = frame.command_id or self.command_id
                 case ErrorFrame(error_type="CommandTimeout" | "ReadOffsetUnavailable") if operation == "reconnect":
                     # The command's own end, not a failure to attach to it.
                     self._end = self._failure(frame, operation)
@@ -372,8 +386,10 @@ class CommandSession:
             await attachment.aclose()
 
     async def _lost(self, error: Exception) -> None:
-        """Prepare another attempt after a lost connection, or give up."""
+        """Prepare another attempt after a lost attachment, or give up."""
         await self._close_attachment()
+        if self.owner.transport.mode == "remote" and isinstance(error, SandboxConnectionError):
+            raise error  # the transport has tried again for as long as that was right
         self._losses += 1
         if self._losses > MAX_AUTO_RECONNECTS:
             raise SandboxConnectionError(

@@ -56,6 +56,8 @@ class CreateSandbox:
         exclusive: Refuse a name that is taken. Otherwise, and with the ``idempotency_key`` of the first request, a
             repeated create waits for the sandbox of the first.
         idempotency_key: Made by the client for one create and sent with its every repetition; ours.
+        asked_limits: The fields of ``limits`` that the caller named; no other is sent to a server.
+        name_is_ours: Whether the client made the name up, so that nobody else's sandbox has it.
     """
 
     name: str
@@ -77,6 +79,8 @@ class CreateSandbox:
     tenant: str = ""
     exclusive: bool = False
     idempotency_key: str | None = attrs.field(default=None, repr=False)
+    asked_limits: frozenset[str] = frozenset()
+    name_is_ours: bool = False
 
 
 @attrs.frozen(kw_only=True)

@@ -76,10 +76,10 @@ def invalid(message: str, *loc: str) -> ValidationError:
 
 
 def fault(faults: list[Fault]) -> ValidationError:
-    """The error for some faults; a place that names neither body nor query is in the body."""
+    """The error for some faults; a place that names none of body, query and header is in the body."""
     details = []
     for loc, text in faults:
-        place = loc if loc[0] in ("body", "query") else ("body", *loc)
+        place = loc if loc[0] in ("body", "query", "header") else ("body", *loc)
         # Clients show the messages alone, so each names its field.
         name = ".".join(map(str, place[1:])) or "The body"
         details.append({"loc": list(place), "msg": f"{name} {text}", "type": "value_error"})

@@ -94,7 +94,6 @@ class _CreateBody:
     labels: Labels | None = None
     run_config: RunConfigBody | None = None
     env_vars: Variables | None = None
-    idempotency_key: Name | None = None
 
 
 @attrs.frozen(kw_only=True)
@@ -174,7 +173,6 @@ def create_sandbox_from_json(
         labels=found.labels or {},
         run_config=_run_config(found.run_config),
         exclusive=True,
-        idempotency_key=found.idempotency_key,
     )
 
 
@@ -272,15 +270,9 @@ def _plain(number: float | None) -> float | int | None:
 # -- what a client sends ---------------------------------------------------------------------------------------------
 
 
-def create_sandbox_to_json(request: CreateSandbox, *, limits: Limits | None = None) -> dict[str, Any]:
-    """A create request as any server understands it: only what was asked for.
-
-    Args:
-        request: What is asked.
-        limits: Limits that the caller did not ask for and that are therefore not sent.
-    """
-    defaults = limits or DEFAULT_LIMITS
-    wanted = request.limits
+def create_sandbox_to_json(request: CreateSandbox) -> dict[str, Any]:
+    """A create request as any server understands it: only what was asked for. Its key travels as a header."""
+    wanted, asked = request.limits, request.asked_limits
     body: dict[str, Any] = {
         "wait_for_ready": request.wait_for_ready,
         "timeout": math.ceil(request.timeout_s) if request.wait_for_ready else None,
@@ -291,13 +283,12 @@ def create_sandbox_to_json(request: CreateSandbox, *, limits: Limits | None = No
         "ttl_seconds": request.ttl_seconds,
         "idle_ttl_seconds": request.idle_ttl_seconds,
         "delete_after_stop_seconds": request.delete_after_stop_seconds,
-        "vcpus": _plain(wanted.vcpus) if wanted.vcpus != defaults.vcpus else None,
-        "mem_bytes": wanted.mem_bytes if wanted.mem_bytes != defaults.mem_bytes else None,
-        "fs_capacity_bytes": wanted.disk_bytes if wanted.disk_bytes != defaults.disk_bytes else None,
+        "vcpus": _plain(wanted.vcpus) if "vcpus" in asked else None,
+        "mem_bytes": wanted.mem_bytes if "mem_bytes" in asked else None,
+        "fs_capacity_bytes": wanted.disk_bytes if "disk_bytes" in asked else None,
         "labels": dict(request.labels) or None,
         "run_config": run_config_to_json(request.run_config),
         "env_vars": dict(request.env) or None,
-        "idempotency_key": request.idempotency_key,
     }
     return {name: value for name, value in body.items() if value is not None}
 

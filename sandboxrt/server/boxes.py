@@ -18,6 +18,7 @@ from starlette.routing import BaseRoute, Route
 from sandboxrt.errors import ResourceNotFoundError
 from sandboxrt.host.host import Host
 from sandboxrt.models import Limits, ResourceStatus
+from sandboxrt.protocol.isolation_wire import isolation_to_json
 from sandboxrt.protocol.rest import CreateSandbox, SandboxInfo
 from sandboxrt.protocol.rest_fields import invalid
 from sandboxrt.protocol.rest_wire import (
@@ -37,6 +38,7 @@ __all__ = ["Boxes", "whole"]
 _DELETE_S: Final = 8.0
 _WITHOUT_DATAPLANE: Final = frozenset({"provisioning", "failed", "deleting"})
 _MAX_PAGE: Final = 1000
+_MAX_KEY: Final = 256
 _SORTS: Final = {
     "name": lambda info: info.name,
     "status": lambda info: info.status,
@@ -83,6 +85,7 @@ class Boxes:
             Route(one, self._update, methods=["PATCH"]),
             Route(one, self._delete, methods=["DELETE"]),
             Route(one + "/status", self._status, methods=["GET"]),
+            Route(one + "/isolation", self._isolation, methods=["GET"]),
             *(Route(f"{one}/{word}", self._later(what), methods=list(methods)) for word, methods, what in _LATER),
         ]
 
@@ -95,7 +98,10 @@ class Boxes:
         wanted = create_sandbox_from_json(
             body, make_name=f"sandbox-{secrets.token_hex(5)}", ceilings=self.ceilings, defaults=self.limits
         )
-        wanted = await self.default_snapshot(attrs.evolve(wanted, tenant=tenant.id))
+        key = request.headers.get("idempotency-key")
+        if key is not None and not 0 < len(key) <= _MAX_KEY:
+            raise invalid(f"must have 1 to {_MAX_KEY} characters", "header", "idempotency-key")
+        wanted = await self.default_snapshot(attrs.evolve(wanted, tenant=tenant.id, idempotency_key=key))
         info = await self._create_while_wanted(request, wanted)
         return Response(status_code=499) if info is None else self._reply(info, 201)
 
@@ -153,6 +159,10 @@ class Boxes:
     async def _status(self, request: Request) -> Response:
         found = await self.find(tenant_of(request), parameter(request, "name"))
         return JSONResponse(status_to_json(ResourceStatus(found.status, found.status_message)))
+
+    async def _isolation(self, request: Request) -> Response:
+        found = await self.find(tenant_of(request), parameter(request, "name"))
+        return JSONResponse(isolation_to_json(await self.host.isolation(found.id)))
 
     def _later(self, what: str) -> Callable[[Request], Awaitable[Response]]:
         async def answer(request: Request) -> Response:

@@ -85,6 +85,19 @@ _SCHEMAS: Final[dict[str, Any]] = {
         "items",
     ),
     "SandboxStatus": _object({"status": _STATUS, "status_message": _MAYBE_TEXT}, "status"),
+    "IsolationReport": _object(
+        {
+            "runtime": _TEXT,
+            "findings": {
+                "type": "object",
+                "additionalProperties": _object(
+                    {"achieved": {"type": "boolean"}, "detail": _TEXT, "fix": _MAYBE_TEXT}, "achieved", "detail"
+                ),
+            },
+        },
+        "runtime",
+        "findings",
+    ),
     "CreateSandbox": _object(
         {
             "wait_for_ready": {"type": ["boolean", "null"]},
@@ -100,10 +113,6 @@ _SCHEMAS: Final[dict[str, Any]] = {
             "fs_capacity_bytes": {"type": ["integer", "null"], "minimum": 16777216},
             "labels": {"type": ["object", "null"], "additionalProperties": _TEXT},
             "env_vars": {"type": ["object", "null"], "additionalProperties": _TEXT},
-            "idempotency_key": {
-                **_input(512, 1),
-                "description": "Made by the client for one create: with the same name and key the create is repeated.",
-            },
         }
     ),
     "UpdateSandbox": _object({"name": _input(63), **_SANDBOX_REQUEST}),
@@ -231,9 +240,20 @@ def _page(most: int, default: str) -> list[dict[str, Any]]:
 def _paths() -> dict[str, Any]:
     reading = (400, 408, 413, 422)
     boxes: dict[str, Any] = {
-        "post": _operation(
-            "createSandbox", "Make a sandbox", {201: "Sandbox"}, (*reading, 404, 409), body="CreateSandbox"
-        ),
+        "post": {
+            **_operation(
+                "createSandbox", "Make a sandbox", {201: "Sandbox"}, (*reading, 404, 409), body="CreateSandbox"
+            ),
+            "parameters": [
+                {
+                    "name": "Idempotency-Key",
+                    "in": "header",
+                    "required": False,
+                    "schema": {"type": "string", "minLength": 1, "maxLength": 256},
+                    "description": "Made by the client for one create: with the same name and key it is repeated.",
+                }
+            ],
+        },
         "get": {
             **_operation("listSandboxes", "List sandboxes", {200: "SandboxList"}, (422,)),
             "parameters": [
@@ -273,6 +293,10 @@ def _paths() -> dict[str, Any]:
         "/boxes/{name}/status": {
             "parameters": [_path("name", "The sandbox's name or id.")],
             "get": _operation("getSandboxStatus", "A sandbox's status", {200: "SandboxStatus"}, (404,)),
+        },
+        "/boxes/{name}/isolation": {
+            "parameters": [_path("name", "The sandbox's name or id.")],
+            "get": _operation("getIsolation", "What isolation a sandbox has", {200: "IsolationReport"}, (404,)),
         },
         "/snapshots": snapshots,
         "/snapshots/{ref}": snapshot,

@@ -22,20 +22,22 @@ __all__ = ["SandboxClient"]
 class SandboxClient(BlockingClient[_trio_client.AsyncSandboxClient]):
     """Creates sandboxes and looks after them. Use it as ``with SandboxClient() as client``.
 
-    The host runs inside this process, and its sandboxes end with the block, however it ends.
+    Embedded, the host runs inside this process, and its sandboxes end with the block, however it ends. With a server,
+    those of ``create_sandbox`` stay until they are deleted or expire; leaving the block detaches from every command.
 
     Works without ``with`` too: its first use opens it, ``close`` or the end of the program closes it.
 
     Args:
-        api_endpoint: A server's base URL. This version has no remote mode: see Raises.
-        timeout: Seconds for control calls to a server; no use when embedded.
-        api_key: A server's key, likewise.
-        max_retries: Retries of calls to a server, likewise.
-        headers: Headers for calls to a server, likewise.
+        api_endpoint: The base URL of a server's control plane, e.g. ``http://127.0.0.1:8080/v2/sandboxes``.
+        timeout: Seconds for control calls to a server; 0 = none.
+        api_key: A server's key.
+        max_retries: How often a call is sent again that a server refused for now (429, 502, 503, 504), or that could
+            not be connected.
+        headers: Sent with every request and WebSocket to a server.
         mode: ``"embedded"`` whatever the environment says; by default an endpoint or a key, given here or in
             ``LANGSMITH_ENDPOINT``, ``LANGCHAIN_ENDPOINT``, ``LANGSMITH_API_KEY`` or ``LANGCHAIN_API_KEY``, mean
             ``"remote"``.
-        state_dir: Folder for snapshots and sandboxes; several processes may share it.
+        state_dir: Folder for snapshots and sandboxes; several processes may share it. Embedded only, as what follows.
         runtime: OCI runtime, by name or path; ``crun`` by default.
         limits: What a sandbox may use when its creation names no limits.
         require: Isolation without which no sandbox is created.
@@ -43,10 +45,11 @@ class SandboxClient(BlockingClient[_trio_client.AsyncSandboxClient]):
         engine: What runs sandboxes instead of an OCI runtime, e.g. ``sandboxrt.testing``'s fake.
 
     Raises:
-        SandboxClientError: Remote mode was chosen, which this version does not have; pass ``mode="embedded"`` or unset
-            the variable that the message names.
+        ValueError: The endpoint is no HTTP URL, or an argument is of no use together with a server.
 
-    Interruption: Leaving the block deletes every sandbox; that is shielded and bounded.
+    Interruption: Leaving the block is shielded and bounded; embedded, it deletes every sandbox.
+
+    Source: protocol.md §1.
     """
 
     def __init__(

@@ -72,7 +72,9 @@ async def test_a_repeated_create(tmp_path: Path) -> None:
         made: list[str] = []
 
         async def create() -> None:
-            made.append((await here.box("box", idempotency_key="k1"))["id"])
+            answer = await here.acme.post("/boxes", json={"name": "box"}, headers={"Idempotency-Key": "k1"})
+            assert answer.status_code == 201, answer.text
+            made.append(answer.json()["id"])
 
         async with trio.open_nursery() as nursery:
             nursery.start_soon(create)
@@ -80,7 +82,9 @@ async def test_a_repeated_create(tmp_path: Path) -> None:
             nursery.start_soon(create)
         await create()
         assert len(set(made)) == 1
-        detail(await here.acme.post("/boxes", json={"name": "box", "idempotency_key": "k2"}), 409)
+        detail(await here.acme.post("/boxes", json={"name": "box"}, headers={"Idempotency-Key": "k2"}), 409)
+        wrong = await here.acme.post("/boxes", json={"name": "new"}, headers={"Idempotency-Key": "k" * 257})
+        assert "header.idempotency-key" in faults(wrong)
 
 
 async def test_waiting(tmp_path: Path) -> None:

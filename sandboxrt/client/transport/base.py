@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from typing import Literal, Protocol
 
 from sandboxrt.models import IsolationReport, ResourceStatus, Snapshot
@@ -43,6 +43,10 @@ class Transport(Protocol):
     @property
     def mode(self) -> Literal["embedded", "remote"]:
         """Which kind it is."""
+        ...
+
+    def with_headers(self, headers: Mapping[str, str] | None) -> Transport:
+        """The same with headers of one call's own, for a server."""
         ...
 
     async def create_sandbox(self, request: CreateSandbox) -> SandboxInfo:

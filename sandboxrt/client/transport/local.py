@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from typing import Literal
 
 import attrs
@@ -36,6 +36,10 @@ class LocalTransport:
     def mode(self) -> Literal["embedded"]:
         """Which kind it is."""
         return "embedded"
+
+    def with_headers(self, headers: Mapping[str, str] | None) -> LocalTransport:
+        """This one: nobody reads headers here."""
+        return self
 
     async def create_sandbox(self, request: CreateSandbox) -> SandboxInfo:
         """Make a sandbox."""

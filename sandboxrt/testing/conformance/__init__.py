@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 
 from sandboxrt.engine.base import Feature
-from sandboxrt.testing.conformance.driver import Case, Driver, Outcome, converse, run
+from sandboxrt.testing.conformance.driver import Case, Driver, Link, Outcome, converse, run
 from sandboxrt.testing.conformance.files import FILE_CASES
 from sandboxrt.testing.conformance.lifecycle import LIFECYCLE_CASES
 from sandboxrt.testing.conformance.sessions import SESSION_CASES
@@ -24,6 +24,7 @@ __all__ = [
     "SESSION_CASES",
     "Case",
     "Driver",
+    "Link",
     "Outcome",
     "cases_for",
     "converse",

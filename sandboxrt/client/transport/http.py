@@ -1,0 +1,339 @@
+"""The remote transport: a server's control plane and data plane, over HTTP and WebSockets.
+
+Source: protocol.md §2 (control plane), §3 (data plane over HTTP), §1.4 (limits).
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator, Mapping
+from functools import partial
+from typing import Any, Final, Literal
+from urllib.parse import quote
+
+import attrs
+import httpx
+import trio
+
+from sandboxrt.client.config import RemoteConfig
+from sandboxrt.client.transport.base import Attachment
+from sandboxrt.client.transport.execute import ExecuteOnce
+from sandboxrt.client.transport.link import CommandLink, NotStartedError
+from sandboxrt.client.transport.replies import dataplane_error
+from sandboxrt.client.transport.requests import Requests
+from sandboxrt.client.transport.websocket import SocketLimits, open_socket, socket_url
+from sandboxrt.errors import (
+    DataplaneNotConfiguredError,
+    ResourceCreationError,
+    ResourceNotFoundError,
+    ResourceTimeoutError,
+    SandboxAPIError,
+    SandboxClientError,
+    SandboxConnectionError,
+    SandboxNotReadyError,
+    SandboxOperationError,
+    ValidationError,
+)
+from sandboxrt.models import IsolationReport, ResourceStatus, Snapshot
+from sandboxrt.protocol.exec import Execute, Reconnect
+from sandboxrt.protocol.isolation_wire import isolation_from_json
+from sandboxrt.protocol.rest import CreateSandbox, CreateSnapshot, SandboxInfo, UpdateSandbox
+from sandboxrt.protocol.rest_errors import Call, control_error, parse_error
+from sandboxrt.protocol.rest_wire import (
+    create_sandbox_to_json,
+    create_snapshot_to_json,
+    sandbox_from_json,
+    snapshot_from_json,
+    status_from_json,
+    update_sandbox_to_json,
+)
+
+__all__ = ["HttpTransport"]
+
+_DISCARD_S: Final = 10.0
+_CREATE_MARGIN_S: Final = 30.0
+_EXECUTE_MARGIN_S: Final = 10.0
+_BOUNDARY: Final = "sandboxrt-4c1b7a52d0e94f6f8d3a"
+_PART: Final = (
+    f"--{_BOUNDARY}\r\n"
+    'Content-Disposition: form-data; name="file"; filename="file"\r\n'
+    "Content-Type: application/octet-stream\r\n\r\n"
+).encode()
+_PART_END: Final = f"\r\n--{_BOUNDARY}--\r\n".encode()
+
+
+@attrs.frozen
+class HttpTransport:
+    """One server, spoken to as one caller. Links live in the nursery of :meth:`open`."""
+
+    config: RemoteConfig
+    requests: Requests
+    _nursery: trio.Nursery
+    _limits: SocketLimits = attrs.field(factory=SocketLimits)
+
+    @classmethod
+    @contextlib.asynccontextmanager
+    async def open(cls, config: RemoteConfig) -> AsyncIterator[HttpTransport]:
+        """A transport for the length of the block; leaving it detaches from every command."""
+        async with Requests.open(config) as requests, trio.open_nursery() as nursery:
+            try:
+                yield cls(config, requests, nursery)
+            finally:
+                nursery.cancel_scope.cancel()
+
+    @property
+    def mode(self) -> Literal["remote"]:
+        """Which kind it is."""
+        return "remote"
+
+    def with_headers(self, headers: Mapping[str, str] | None) -> HttpTransport:
+        """The same with a call's own headers, which take the place of those of the same name."""
+        return attrs.evolve(self, requests=self.requests.with_headers(headers)) if headers else self
+
+    # -- sandboxes ---------------------------------------------------------------------------------------------------
+
+    async def create_sandbox(self, request: CreateSandbox) -> SandboxInfo:
+        """Make a sandbox."""
+        _check_creation(request)
+        limit = request.timeout_s + _CREATE_MARGIN_S if request.wait_for_ready else _CREATE_MARGIN_S
+        headers = {} if request.idempotency_key is None else {"idempotency-key": request.idempotency_key}
+        try:
+            answer = await self._control(
+                Call.CREATE_SANDBOX,
+                "POST",
+                "/boxes",
+                json=create_sandbox_to_json(request),
+                headers=headers,
+                timeout_s=limit,
+            )
+        except (trio.Cancelled, SandboxConnectionError):
+            # It may have been made all the same. Only a name of our own making tells it from somebody else's.
+            if request.name_is_ours:
+                await self._discard(request.name)
+            raise
+        return sandbox_from_json(answer)
+
+    async def _discard(self, name: str) -> None:
+        with trio.move_on_after(_DISCARD_S, shield=True):
+            try:
+                while True:
+                    await self.delete_sandbox(name)
+                    await trio.sleep(0.02)  # a request that is still on its way would make it again
+            except SandboxClientError:
+                pass
+
+    async def get_sandbox(self, name: str) -> SandboxInfo:
+        """A sandbox by name or id."""
+        return sandbox_from_json(await self._control(Call.SANDBOX, "GET", _box(name), subject=name))
+
+    async def list_sandboxes(self) -> list[SandboxInfo]:
+        """Every sandbox of the caller, page by page where the server gives pages."""
+        found: list[SandboxInfo] = []
+        offset = 0
+        while True:
+            params = {"offset": offset} if offset else None
+            body = await self._control(Call.LIST, "GET", "/boxes", params=params)
+            page = body.get("sandboxes") if isinstance(body, dict) else None
+            found += [sandbox_from_json(item) for item in page or ()]
+            following = body.get("offset") if isinstance(body, dict) else None
+            if not page or not isinstance(following, int) or following <= offset:
+                return found
+            offset = following
+
+    async def update_sandbox(self, name: str, request: UpdateSandbox) -> SandboxInfo:
+        """Change a sandbox."""
+        answer = await self._control(
+            Call.UPDATE_SANDBOX,
+            "PATCH",
+            _box(name),
+            json=update_sandbox_to_json(request),
+            subject=name,
+            new_name=request.new_name or "",
+        )
+        return sandbox_from_json(answer)
+
+    async def delete_sandbox(self, name: str) -> None:
+        """Delete a sandbox."""
+        await self._control(Call.SANDBOX, "DELETE", _box(name), subject=name)
+
+    async def sandbox_status(self, name: str) -> ResourceStatus:
+        """How far a sandbox is."""
+        return status_from_json(await self._control(Call.SANDBOX, "GET", _box(name) + "/status", subject=name))
+
+    async def wait_for_sandbox(self, name: str, timeout_s: float, poll_interval_s: float) -> SandboxInfo:
+        """Ask for the status until it is ready."""
+        deadline = trio.current_time() + timeout_s
+        while True:
+            now = await self.sandbox_status(name)
+            if now.status == "ready":
+                return await self.get_sandbox(name)
+            if now.status == "failed":
+                raise ResourceCreationError(now.status_message or "Sandbox provisioning failed", "sandbox")
+            left = deadline - trio.current_time()
+            if left <= 0:
+                raise ResourceTimeoutError(f"Sandbox '{name}' not ready after {timeout_s:g}s", "sandbox", now.status)
+            await trio.sleep(min(poll_interval_s, left))
+
+    # -- snapshots ---------------------------------------------------------------------------------------------------
+
+    async def create_snapshot(self, request: CreateSnapshot) -> Snapshot:
+        """Begin to build a snapshot."""
+        body = create_snapshot_to_json(request)
+        return snapshot_from_json(await self._control(Call.OTHER, "POST", "/snapshots", json=body))
+
+    async def get_snapshot(self, snapshot_id: str) -> Snapshot:
+        """A snapshot by id, ``name:tag`` or name."""
+        path = "/snapshots/" + quote(snapshot_id, safe=":")
+        return snapshot_from_json(await self._control(Call.SNAPSHOT, "GET", path, subject=snapshot_id))
+
+    async def list_snapshots(self, name_contains: str | None, limit: int | None, offset: int | None) -> list[Snapshot]:
+        """A page of snapshots."""
+        asked = {"name_contains": name_contains, "limit": limit, "offset": offset}
+        params = {name: value for name, value in asked.items() if value is not None}
+        body = await self._control(Call.LIST, "GET", "/snapshots", params=params)
+        return [snapshot_from_json(item) for item in (body.get("snapshots") if isinstance(body, dict) else None) or ()]
+
+    async def delete_snapshot(self, snapshot_id: str) -> None:
+        """Delete a snapshot."""
+        await self._control(Call.SNAPSHOT, "DELETE", "/snapshots/" + quote(snapshot_id, safe=""), subject=snapshot_id)
+
+    async def wait_for_snapshot(self, snapshot_id: str, timeout_s: float, poll_interval_s: float) -> Snapshot:
+        """Ask for the snapshot until it is ready."""
+        deadline = trio.current_time() + timeout_s
+        while True:
+            found = await self.get_snapshot(snapshot_id)
+            if found.status == "ready":
+                return found
+            if found.status == "failed":
+                raise ResourceCreationError(found.status_message or "Snapshot build failed", "snapshot")
+            left = deadline - trio.current_time()
+            if left <= 0:
+                raise ResourceTimeoutError(
+                    f"Snapshot '{snapshot_id}' not ready after {timeout_s:g}s", "snapshot", found.status
+                )
+            await trio.sleep(min(poll_interval_s, left))
+
+    # -- commands and files ------------------------------------------------------------------------------------------
+
+    async def attach(self, sandbox: SandboxInfo, first: Execute | Reconnect) -> Attachment:
+        """Start a command or attach to one.
+
+        Where no WebSocket can be had at all, a command that needs none runs over plain HTTP.
+        """
+        url = await self._dataplane(sandbox)
+        dial = partial(open_socket, socket_url(url) + "/execute/ws", self.requests.headers, self._limits)
+        link = CommandLink(dial, first)
+        self._nursery.start_soon(link.run)
+        try:
+            await link.ready()
+        except NotStartedError:
+            await link.aclose()
+            if isinstance(first, Execute) and ExecuteOnce.can(first):
+                return ExecuteOnce(first, partial(self._execute, url))
+            raise
+        except BaseException:
+            await link.aclose()
+            raise
+        return link
+
+    async def _execute(self, url: str, body: Mapping[str, Any], timeout_s: float) -> Any:
+        limit = timeout_s + _EXECUTE_MARGIN_S if timeout_s else 0
+        answer = await self.requests.send("POST", url + "/execute", json=body, timeout_s=limit)
+        if not answer.is_success:
+            raise dataplane_error(answer)
+        return _json(answer)
+
+    async def read_file(self, sandbox: SandboxInfo, path: str) -> bytes:
+        """A file's content."""
+        url = await self._dataplane(sandbox)
+        answer = await self.requests.send("GET", url + "/download", params={"path": path}, timeout_s=60)
+        if answer.status_code == 404:
+            raise ResourceNotFoundError(f"File '{path}' not found in sandbox '{sandbox.name}'", "file")
+        if not answer.is_success:
+            raise dataplane_error(answer, "read")
+        return answer.content
+
+    async def write_file(self, sandbox: SandboxInfo, path: str, content: AsyncIterator[bytes]) -> None:
+        """Put a file in place."""
+        url = await self._dataplane(sandbox)
+        pieces = [_PART, *[piece async for piece in content], _PART_END]
+        headers = {
+            "content-type": f"multipart/form-data; boundary={_BOUNDARY}",
+            "content-length": str(sum(map(len, pieces))),
+        }
+
+        async def body() -> AsyncIterator[bytes]:
+            for piece in pieces:
+                yield piece
+
+        answer = await self.requests.send(
+            "POST", url + "/upload", params={"path": path}, body=body, headers=headers, timeout_s=60
+        )
+        if not answer.is_success:
+            raise dataplane_error(answer, "write")
+
+    async def isolation(self, sandbox: SandboxInfo) -> IsolationReport:
+        """What isolation a sandbox really has; only servers of our kind say it."""
+        answer = await self.requests.send("GET", self.config.base_url + _box(sandbox.name) + "/isolation")
+        found = isolation_from_json(_json(answer)) if answer.is_success else None
+        if found is None:
+            raise SandboxOperationError(f"The server does not tell the isolation of '{sandbox.name}'", "isolation")
+        return found
+
+    async def _dataplane(self, sandbox: SandboxInfo) -> str:
+        if not sandbox.dataplane_url:
+            sandbox = await self.get_sandbox(sandbox.name)
+        if sandbox.dataplane_url:
+            return sandbox.dataplane_url.rstrip("/")
+        if sandbox.status != "ready":
+            raise SandboxNotReadyError(
+                f"Sandbox '{sandbox.name}' is not ready (status: {sandbox.status}). Use wait_for_sandbox() first"
+            )
+        raise DataplaneNotConfiguredError(f"Sandbox '{sandbox.name}' has no data-plane URL")
+
+    # -- requests ----------------------------------------------------------------------------------------------------
+
+    async def _control(
+        self, call: Call, method: str, path: str, *, subject: str = "", new_name: str = "", **options: Any
+    ) -> Any:
+        url = self.config.base_url + path
+        answer = await self.requests.send(method, url, **options)
+        if answer.is_success:
+            return _json(answer)
+        body = parse_error(_json(answer), _status_text(answer))
+        raise control_error(answer.status_code, body, call, subject=subject, new_name=new_name, url=url)
+
+
+def _json(answer: httpx.Response) -> Any:
+    """The answer's JSON; ``None`` for none.
+
+    Raises:
+        SandboxAPIError: A success without JSON: whatever answered, it is no sandbox API.
+    """
+    if not answer.content:
+        return None
+    try:
+        return answer.json()
+    except ValueError:
+        if answer.is_success:
+            raise SandboxAPIError(
+                f"{answer.url} answered with something that is no JSON; is this a sandbox API?"
+            ) from None
+        return None
+
+
+def _status_text(answer: httpx.Response) -> str:
+    return f"{answer.request.method} {answer.url}: HTTP {answer.status_code} {answer.reason_phrase}".rstrip()
+
+
+def _box(name: str) -> str:
+    if not name:
+        raise ValueError("the sandbox's name must not be empty")
+    return "/boxes/" + quote(name, safe="")
+
+
+def _check_creation(request: CreateSandbox) -> None:
+    if request.snapshot_id is not None and request.snapshot_name is not None:
+        raise ValueError("give snapshot_id or snapshot_name, not both")
+    if not request.name:
+        raise ValidationError("the sandbox's name must not be empty", "name")

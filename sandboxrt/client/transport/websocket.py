@@ -1,0 +1,211 @@
+"""One WebSocket to a server's data plane: text messages both ways, and every way to fail as an error of ours.
+
+The TCP connection is ours, not trio-websocket's, which leaves one open whose server closed the WebSocket first.
+
+Source: protocol.md §1.4 (limits), §4.5 and §4.6 (what closings and refusals mean).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import math
+import ssl
+from collections.abc import AsyncIterator, Mapping
+from typing import TypeAlias
+from urllib.parse import urlsplit
+
+import attrs
+import trio
+import trio_websocket
+
+from sandboxrt.errors import (
+    SandboxConnectionError,
+    SandboxConnectTimeoutError,
+    SandboxRetryableConnectionError,
+    SandboxServerReloadError,
+)
+from sandboxrt.protocol.backoff import retry_after
+from sandboxrt.protocol.rest_errors import parse_error
+
+__all__ = ["Socket", "SocketLimits", "open_socket", "socket_url"]
+
+_Stream: TypeAlias = trio.SocketStream | trio.SSLStream[trio.SocketStream]
+
+_GOING_AWAY = 1001
+_RETRIED_REFUSALS = frozenset({429, 500, 502, 503, 504})
+_RECEIVE_BYTES = 256 * 1024
+_QUEUED_MESSAGES = 4
+
+# Refused handshakes and broken connections are told to the caller; the library's own words about them are not needed.
+logging.getLogger("trio-websocket").setLevel(logging.CRITICAL)
+
+
+@attrs.frozen(kw_only=True)
+class SocketLimits:
+    """Seconds, and bytes.
+
+    Attributes:
+        open_s: For the connection and its handshake.
+        close_s: For the peer to answer the closing.
+        ping_s: Between pings.
+        pong_s: For the answer to one; a peer that takes longer is gone.
+        message_bytes: The longest message that is taken.
+    """
+
+    open_s: float = 30.0
+    close_s: float = 0.5
+    ping_s: float = 30.0
+    pong_s: float = 60.0
+    message_bytes: int = 64 * 1024**2
+
+
+@attrs.frozen
+class Socket:
+    """An open WebSocket."""
+
+    _connection: trio_websocket.WebSocketConnection
+    _limits: SocketLimits
+
+    async def send(self, text: str) -> None:
+        """Send a message. Raises ``SandboxConnectionError`` when the peer is gone.
+
+        Cancellation: part of the message may have been sent; nothing else can be then.
+        """
+        try:
+            await self._connection.send_message(text)
+        except trio_websocket.ConnectionClosed as closed:
+            raise _lost(closed) from None
+
+    async def receive(self) -> str | bytes:
+        """The next message. Raises ``SandboxConnectionError`` when the peer is gone. Cancellation: atomic."""
+        try:
+            return await self._connection.get_message()
+        except trio_websocket.ConnectionClosed as closed:
+            raise _lost(closed) from None
+
+    async def watch(self) -> None:
+        """Ping the peer for as long as it answers. Raises ``SandboxConnectionError`` when it does not."""
+        while True:
+            await trio.sleep(self._limits.ping_s)
+            try:
+                with trio.fail_after(self._limits.pong_s):
+                    await self._connection.ping()
+            except trio.TooSlowError:
+                raise SandboxConnectionError(f"The server answered no ping in {self._limits.pong_s:g} s") from None
+            except trio_websocket.ConnectionClosed as closed:
+                raise _lost(closed) from None
+
+    async def close(self) -> None:
+        """Say goodbye and wait a moment for the answer. Never raises."""
+        with trio.move_on_after(self._limits.close_s, shield=True):
+            await self._connection.aclose()
+
+
+def socket_url(http_url: str) -> str:
+    """The WebSocket's URL for one that begins with ``http``."""
+    scheme, separator, rest = http_url.partition("://")
+    return {"http": "ws", "https": "wss"}.get(scheme, scheme) + separator + rest
+
+
+@contextlib.asynccontextmanager
+async def open_socket(url: str, headers: Mapping[str, str], limits: SocketLimits) -> AsyncIterator[Socket]:
+    """A WebSocket for the length of the block.
+
+    Raises:
+        SandboxRetryableConnectionError: It cannot be opened now; ``retry_after`` has what the server asks for.
+        SandboxConnectionError: It cannot be opened.
+    """
+    stream = await _connect(url, limits)
+    try:
+        async with trio.open_nursery() as nursery:
+            socket = await _shake_hands(nursery, stream, url, headers, limits)
+            try:
+                yield socket
+            finally:
+                await socket.close()
+                nursery.cancel_scope.cancel()
+    except BaseExceptionGroup as group:
+        if len(group.exceptions) == 1:
+            raise group.exceptions[0] from group.exceptions[0].__cause__
+        raise
+    finally:
+        await trio.aclose_forcefully(stream)
+
+
+async def _connect(url: str, limits: SocketLimits) -> _Stream:
+    parts = urlsplit(url)
+    host = parts.hostname or ""
+    try:
+        with trio.fail_after(limits.open_s if limits.open_s > 0 else math.inf):
+            plain = await trio.open_tcp_stream(host, parts.port or (443 if parts.scheme == "wss" else 80))
+            if parts.scheme != "wss":
+                return plain
+            context = ssl.create_default_context()
+            stream = trio.SSLStream(plain, context, server_hostname=host, https_compatible=True)
+            try:
+                await stream.do_handshake()
+            except BaseException:
+                await trio.aclose_forcefully(plain)
+                raise
+            return stream
+    except trio.TooSlowError:
+        raise SandboxConnectTimeoutError(f"Failed to connect to sandbox: no answer in {limits.open_s:g} s") from None
+    except ssl.SSLCertVerificationError as error:
+        raise SandboxConnectionError(f"Failed to connect to sandbox: {error}") from error
+    except (OSError, ValueError, trio.BrokenResourceError) as error:
+        raise SandboxConnectTimeoutError(f"Failed to connect to sandbox: {error or type(error).__name__}") from error
+
+
+async def _shake_hands(
+    nursery: trio.Nursery, stream: _Stream, url: str, headers: Mapping[str, str], limits: SocketLimits
+) -> Socket:
+    parts = urlsplit(url)
+    resource = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+    try:
+        with trio.fail_after(limits.open_s if limits.open_s > 0 else math.inf):
+            connection = await trio_websocket.wrap_client_stream(
+                nursery,
+                stream,
+                parts.netloc.rpartition("@")[2],
+                resource,
+                extra_headers=[(name.encode(), text.encode()) for name, text in headers.items()],
+                message_queue_size=_QUEUED_MESSAGES,
+                max_message_size=limits.message_bytes,
+                receive_buffer_size=_RECEIVE_BYTES,
+            )
+    except trio.TooSlowError:
+        raise SandboxConnectTimeoutError(f"The server opened no WebSocket in {limits.open_s:g} s") from None
+    except trio_websocket.ConnectionRejected as refusal:
+        raise _refused(refusal) from None
+    except (trio_websocket.HandshakeError, trio_websocket.ConnectionClosed) as error:
+        raise SandboxConnectionError(f"The server does not speak WebSocket at {url}") from error
+    if connection.closed is not None:
+        raise SandboxConnectionError(f"The server does not speak WebSocket at {url}")
+    return Socket(connection, limits)
+
+
+def _refused(refusal: trio_websocket.ConnectionRejected) -> SandboxConnectionError:
+    status = refusal.status_code
+    headers = {bytes(name).lower(): bytes(text) for name, text in refusal.headers or ()}
+    try:
+        body = json.loads(bytes(refusal.body or b""))
+    except ValueError:
+        body = None
+    said = parse_error(body, "").message
+    text = f"WebSocket upgrade rejected by server (HTTP {status})" + (f": {said}" if said else "")
+    if status in _RETRIED_REFUSALS:
+        after = headers.get(b"retry-after")
+        return SandboxRetryableConnectionError(text, retry_after(None if after is None else after.decode("latin-1")))
+    if status == 404 and not said:
+        text = "The server does not support WebSocket command execution (HTTP 404)"
+    return SandboxConnectionError(text)
+
+
+def _lost(closed: trio_websocket.ConnectionClosed) -> SandboxConnectionError:
+    reason = closed.reason
+    code = None if reason is None else reason.code
+    if code == _GOING_AWAY:
+        return SandboxServerReloadError("The server is restarting (WebSocket closed with 1001)")
+    return SandboxConnectionError(f"The WebSocket was closed with {code}" if code else "The connection broke")

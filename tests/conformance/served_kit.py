@@ -1,0 +1,82 @@
+"""A served host, and our client's transport to it as a driver of the conformance suites."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+
+import attrs
+
+from sandboxrt.client.config import RemoteConfig
+from sandboxrt.client.transport.http import HttpTransport
+from sandboxrt.engine.base import Engine
+from sandboxrt.host.command import CommandSettings
+from sandboxrt.host.config import HostConfig
+from sandboxrt.host.host import HostState
+from sandboxrt.models import ResourceStatus
+from sandboxrt.protocol.exec import Execute, Reconnect
+from sandboxrt.protocol.rest import CreateSandbox, SandboxInfo, UpdateSandbox
+from sandboxrt.server.app import AppSettings
+from sandboxrt.server.guarded import ConnectionLimits
+from sandboxrt.server.serve import RunningServer, ServerSettings, open_server
+from sandboxrt.store import KeyRecords, Store
+from sandboxrt.testing.conformance import Link
+
+
+@attrs.frozen
+class ServedDriver:
+    """Sandboxes by name, over the wire."""
+
+    transport: HttpTransport
+
+    async def create_sandbox(self, request: CreateSandbox) -> SandboxInfo:
+        # A repeated create is one with the same name and key; the cases know names only.
+        mine = attrs.evolve(request, idempotency_key=f"key of {request.name}", name_is_ours=True)
+        return await self.transport.create_sandbox(mine)
+
+    async def get_sandbox(self, name: str) -> SandboxInfo:
+        return await self.transport.get_sandbox(name)
+
+    async def list_sandboxes(self) -> list[SandboxInfo]:
+        return await self.transport.list_sandboxes()
+
+    async def update_sandbox(self, name: str, request: UpdateSandbox) -> SandboxInfo:
+        return await self.transport.update_sandbox(name, request)
+
+    async def delete_sandbox(self, name: str) -> None:
+        await self.transport.delete_sandbox(name)
+
+    async def sandbox_status(self, name: str) -> ResourceStatus:
+        return await self.transport.sandbox_status(name)
+
+    async def wait_for_sandbox(self, name: str, timeout_s: float, poll_interval_s: float) -> SandboxInfo:
+        return await self.transport.wait_for_sandbox(name, timeout_s, poll_interval_s)
+
+    async def attach(self, name: str, first: Execute | Reconnect) -> Link:
+        return await self.transport.attach(await self.transport.get_sandbox(name), first)
+
+    async def read_file(self, name: str, path: str) -> bytes:
+        return await self.transport.read_file(await self.transport.get_sandbox(name), path)
+
+    async def write_file(self, name: str, path: str, content: AsyncIterator[bytes]) -> None:
+        await self.transport.write_file(await self.transport.get_sandbox(name), path, content)
+
+
+@asynccontextmanager
+async def served(
+    state_dir: Path, *, engine: Engine | None = None, state: Callable[[], HostState] | None = None
+) -> AsyncIterator[tuple[RunningServer, RemoteConfig]]:
+    """A server with a key, and how a client of it is configured."""
+    settings = ServerSettings(
+        port=0,
+        host=HostConfig(state_dir=state_dir, command=CommandSettings(term_grace_s=0.3)),
+        app=AppSettings(public_url="", default_snapshot="host"),
+        connections=ConnectionLimits(drain_s=1.0, linger_s=1.0),
+    )
+    async with AsyncExitStack() as stack:
+        keys = KeyRecords(await stack.enter_async_context(Store.open(state_dir)))
+        key = await keys.create("acme")
+        made = state() if state is not None else None
+        server = await stack.enter_async_context(open_server(settings, engine=engine, state=made))
+        yield server, RemoteConfig(base_url=f"{server.url}/v2/sandboxes", api_key=key.secret, timeout_s=10)
