@@ -1,5 +1,8 @@
+"""Where the samples run: embedded, and against ``sandboxrt serve`` in a process of its own, unchanged."""
+
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -7,6 +10,9 @@ import trio
 
 from sandboxrt import AsyncSandboxClient
 from tests.images.registry import Registry
+from tests.serving import Serving, serving
+
+VARIABLES = ("LANGSMITH_ENDPOINT", "LANGCHAIN_ENDPOINT", "LANGSMITH_API_KEY", "LANGCHAIN_API_KEY")
 
 
 @pytest.fixture(scope="session")
@@ -14,12 +20,31 @@ def readme_state_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("readme-state")
 
 
-@pytest.fixture
-def readme_host(readme_state_dir: Path, readme_registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A machine as the README's reader has it: nothing configured, and the images' names mean what they say."""
-    monkeypatch.setenv("SANDBOXRT_STATE_DIR", str(readme_state_dir))
-    for name in ("LANGSMITH_ENDPOINT", "LANGCHAIN_ENDPOINT", "LANGSMITH_API_KEY", "LANGCHAIN_API_KEY"):
+@pytest.fixture(scope="session")
+def readme_server(tmp_path_factory: pytest.TempPathFactory, registry: Registry) -> Iterator[Serving]:
+    environment = {"SANDBOXRT_REGISTRIES_CONF": str(registry.registries_conf)}
+    with serving(tmp_path_factory.mktemp("readme-served"), environment=environment) as server:
+        yield server
+
+
+@pytest.fixture(params=["embedded", "served"])
+def readme_host(
+    request: pytest.FixtureRequest,
+    readme_state_dir: Path,
+    readme_registry: Registry,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A machine as the README's reader has it, and the images' names mean what they say."""
+    for name in VARIABLES:
         monkeypatch.delenv(name, raising=False)
+    if request.param == "embedded":
+        monkeypatch.setenv("SANDBOXRT_STATE_DIR", str(readme_state_dir))
+        return
+    server = request.getfixturevalue("readme_server")
+    monkeypatch.setenv("LANGSMITH_ENDPOINT", server.url)
+    monkeypatch.setenv("LANGSMITH_API_KEY", server.key)
+    # Nothing may run on this machine by mistake.
+    monkeypatch.setenv("SANDBOXRT_STATE_DIR", "/dev/null/none")
 
 
 @pytest.fixture

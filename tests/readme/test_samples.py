@@ -131,6 +131,7 @@ def test_quick_start_blocking(readme_host: None) -> None:
     try:
         names["client"].create_sandbox(snapshot_id=names["snapshot"].id, name="your-sandbox")
         exec(compile(after, "quick_start.py", "exec"), names)
+        names["client"].delete_sandbox("your-sandbox")  # a server would keep it
     finally:
         names["client"].close()
     assert stdout.getvalue() == "4\n\nTrue\n"
@@ -144,7 +145,8 @@ def _quick_start_async() -> Callable[..., Any]:
     )
     before, _, after = source.partition(EXISTING)
     existing = 'client.create_sandbox(snapshot_id=snapshot.id, name="your-sandbox")\n'
-    exec(compile(asynchronous(before + existing + after, ("client",)), "quick_start.py", "exec"), names)
+    deletion = 'client.delete_sandbox("your-sandbox")\n'
+    exec(compile(asynchronous(before + existing + after + deletion, ("client",)), "quick_start.py", "exec"), names)
     return names["sample"]  # type: ignore[no-any-return]
 
 
