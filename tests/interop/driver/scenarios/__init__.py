@@ -1,0 +1,18 @@
+"""Every scenario by its row of the list of interop scenarios; a letter tells parts of one row apart."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+
+from context import Context
+
+from scenarios import commands, control, extras, faults, files, sessions
+
+SCENARIOS: dict[str, Callable[[Context], Awaitable[None]]] = {
+    **control.SCENARIOS,
+    **commands.SCENARIOS,
+    **sessions.SCENARIOS,
+    **faults.SCENARIOS,
+    **files.SCENARIOS,
+    **extras.SCENARIOS,
+}
