@@ -15,6 +15,7 @@ import trio
 
 from sandboxrt.client.config import RemoteConfig, choose_mode, remote_config
 from sandboxrt.client.context import require_trio
+from sandboxrt.client.leases import LEASE_S, LeaseKeeper
 from sandboxrt.client.owner import Owner
 from sandboxrt.client.sandbox import AsyncSandbox, AsyncSandboxCreation
 from sandboxrt.client.transport.base import Transport
@@ -447,8 +448,15 @@ class AsyncSandboxClient:
         self, request: CreateSandbox, headers: Mapping[str, str] | None, *, auto_delete: bool
     ) -> AsyncSandbox:
         owner = self._open_owner()
-        info = await owner.transport.with_headers(headers).create_sandbox(request)
-        return AsyncSandbox(owner, info, auto_delete=auto_delete, created=True)
+        if auto_delete and self._remote is not None:
+            request = attrs.evolve(request, lease_seconds=LEASE_S)
+        transport = owner.transport.with_headers(headers)
+        info = await transport.create_sandbox(request)
+        keeper = None
+        if request.lease_seconds is not None and info.lease_seconds:
+            keeper = LeaseKeeper(transport, info.id, info.lease_seconds)
+            owner.start(keeper.run)
+        return AsyncSandbox(owner, info, auto_delete=auto_delete, created=True, lease=keeper)
 
 
 def _end(owner: Owner, nursery: trio.Nursery) -> None:

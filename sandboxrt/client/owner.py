@@ -36,6 +36,10 @@ class Owner:
         """Take no more work."""
         self._closed = True
 
+    def start(self, work: Callable[[], Awaitable[None]]) -> None:
+        """The same at once; on the trio thread only."""
+        self._start(work)
+
     def _start(self, work: Callable[[], Awaitable[None]]) -> None:
         if not self._closed:
             self._nursery.start_soon(work)

@@ -11,6 +11,7 @@ import trio
 
 from sandboxrt.client.callbacks import OutputCallback, run_callbacks
 from sandboxrt.client.command import AsyncCommandHandle
+from sandboxrt.client.leases import LeaseKeeper
 from sandboxrt.client.owner import Owner
 from sandboxrt.client.session import CommandSession, new_command_id
 from sandboxrt.errors import SandboxClientError, SandboxOperationError
@@ -36,11 +37,20 @@ class AsyncSandbox:
     Source: protocol.md §7.1.
     """
 
-    def __init__(self, owner: Owner, info: SandboxInfo, *, auto_delete: bool, created: bool = False) -> None:
+    def __init__(
+        self,
+        owner: Owner,
+        info: SandboxInfo,
+        *,
+        auto_delete: bool,
+        created: bool = False,
+        lease: LeaseKeeper | None = None,
+    ) -> None:
         self._owner = owner
         self._info = info
         self._auto_delete = auto_delete
         self._created = created
+        self._lease = lease
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.name} {self.status}>"
@@ -362,6 +372,8 @@ class AsyncSandbox:
             ResourceNotFoundError: It is gone already.
         """
         await self._owner.transport.with_headers(headers).delete_sandbox(self.name)
+        if self._lease is not None:
+            self._lease.end()
 
     async def __aenter__(self) -> Self:
         return self
@@ -378,6 +390,8 @@ class AsyncSandbox:
                 await self.delete()
             except SandboxClientError:
                 pass  # protocol.md §7.1
+        if self._lease is not None:
+            self._lease.end()  # what could not be deleted goes with it
 
     async def _discard(self) -> None:
         """Delete it if it is new: the call that made it was interrupted before it could hand it out."""

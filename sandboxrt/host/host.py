@@ -458,6 +458,19 @@ class Host:
         """What isolation a sandbox really has."""
         return (await self.find(name)).isolation()
 
+    async def renew_lease(self, name: str) -> int:
+        """Note that a sandbox's owner lives; how many seconds that holds.
+
+        Raises:
+            ResourceNotFoundError: There is no such sandbox.
+            ValidationError: It was made without a lease.
+        """
+        sandbox = await self.find(name)
+        if sandbox.lease is None:
+            raise ValidationError(f"Sandbox '{sandbox.name}' was made without a lease", "lease_seconds")
+        sandbox.lease.renew()
+        return sandbox.lease.seconds
+
     # -- its own life ------------------------------------------------------------------------------------------------
 
     def adopt(self, rows: Iterable[SandboxRow]) -> None:
@@ -478,6 +491,7 @@ class Host:
                 labels=row.labels,
                 tenant=row.tenant,
                 idempotency_key=row.idempotency_key,
+                lease_seconds=row.lease_seconds,
             )
             self._sandboxes[row.tenant, row.name] = sandbox = Sandbox(request, self._workshop, row)
             self.nursery.start_soon(self._run, sandbox)

@@ -44,6 +44,7 @@ class SandboxRecords(Protocol):
         delete_after_stop_seconds: int | None = None,
         keep: bool = False,
         idempotency_key: str | None = None,
+        lease_seconds: int | None = None,
     ) -> SandboxRow:
         """Record a new sandbox of this owner and give it a uid block. Raises ``ResourceAlreadyExistsError``."""
         ...

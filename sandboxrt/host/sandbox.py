@@ -31,6 +31,7 @@ from sandboxrt.host.command import Command, StartError
 from sandboxrt.host.config import HostConfig
 from sandboxrt.host.files import SandboxFile, open_file, read_file, resolve_path, write_file
 from sandboxrt.host.launch import ImageSettings, Launcher
+from sandboxrt.host.lease import Lease
 from sandboxrt.host.lifetime import expiry
 from sandboxrt.host.ports import SandboxRecords, Snapshots
 from sandboxrt.host.search import Searcher
@@ -118,6 +119,8 @@ class Sandbox:
         """Set once nothing of it is left (or what is left was reported)."""
         self.error: SandboxClientError | None = None
         """Why it failed."""
+        self.lease: Lease | None = None if request.lease_seconds is None else Lease(request.lease_seconds)
+        """What its owner has to renew, where it was made with one."""
         self.cleanup_error: SandboxClientError | None = None
         """What of it could not be removed."""
         self._shop = workshop
@@ -181,6 +184,7 @@ class Sandbox:
             stopped_at=row.stopped_at if row else None,
             labels=self.request.labels,
             run_config=row.run_config if row else self.request.run_config,
+            lease_seconds=self.request.lease_seconds,
         )
 
     # -- its task ----------------------------------------------------------------------------------------------------
@@ -189,14 +193,8 @@ class Sandbox:
         """Make it, serve, remove it. Never raises but when cancelled from outside, and then removes it as well."""
         try:
             with self._scope:
-                try:
-                    if self.settled.is_set():
-                        await self._rest()
-                    await self._provision()
-                    await self._serve()
-                except Exception as error:  # noqa: BLE001  its failure is its users' news, and nobody else's
-                    await self._fail(sole_error(error))
-                    await trio.sleep_forever()
+                async with self._leased():
+                    await self._live()
         finally:
             if not self._kept:
                 self.status = SandboxStatus.DELETING
@@ -206,6 +204,33 @@ class Sandbox:
             self.recorded.set()
             self.settled.set()
             self.removed.set()
+
+    async def _live(self) -> None:
+        try:
+            if self.settled.is_set():
+                await self._rest()
+            await self._provision()
+            await self._serve()
+        except Exception as error:  # noqa: BLE001  its failure is its users' news, and nobody else's
+            await self._fail(sole_error(error))
+            await trio.sleep_forever()
+
+    @contextlib.asynccontextmanager
+    async def _leased(self) -> AsyncIterator[None]:
+        """Ask for its end when its lease has ended; whatever its status is then."""
+        if (lease := self.lease) is None:
+            yield
+            return
+
+        async def watch() -> None:
+            await self.settled.wait()
+            lease.renew()
+            await lease.wait_ended()
+            self.delete()
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(watch)
+            yield
 
     def delete(self) -> None:
         """Ask for its end. Never waits; ``removed`` tells when it is done."""
@@ -298,6 +323,7 @@ class Sandbox:
             delete_after_stop_seconds=request.delete_after_stop_seconds,
             keep=self._shop.config.keep,
             idempotency_key=request.idempotency_key,
+            lease_seconds=request.lease_seconds,
         )
 
     async def _snapshot_id(self) -> str:

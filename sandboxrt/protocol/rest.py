@@ -13,7 +13,10 @@ import attrs
 
 from sandboxrt.models import Isolation, Limits, RunConfig
 
-__all__ = ["CreateSandbox", "CreateSnapshot", "SandboxInfo", "UpdateSandbox"]
+__all__ = ["LEASE_HEADER", "CreateSandbox", "CreateSnapshot", "SandboxInfo", "UpdateSandbox"]
+
+LEASE_HEADER = "sandboxrt-lease"
+"""Asks, with a create, for a lease of so many seconds. A server without leases passes over it."""
 
 
 @attrs.frozen(kw_only=True)
@@ -38,6 +41,7 @@ class SandboxInfo:
     stopped_at: str | None = None
     labels: Mapping[str, str] = attrs.field(factory=dict)
     run_config: RunConfig | None = None
+    lease_seconds: int | None = None
 
 
 @attrs.frozen(kw_only=True)
@@ -57,6 +61,7 @@ class CreateSandbox:
             repeated create waits for the sandbox of the first.
         idempotency_key: Made by the client for one create and sent with its every repetition; ours.
         asked_limits: The fields of ``limits`` that the caller named; no other is sent to a server.
+        lease_seconds: The sandbox goes when its owner has not renewed the lease for so long; ours.
         name_is_ours: Whether the client made the name up, so that nobody else's sandbox has it.
     """
 
@@ -79,6 +84,7 @@ class CreateSandbox:
     tenant: str = ""
     exclusive: bool = False
     idempotency_key: str | None = attrs.field(default=None, repr=False)
+    lease_seconds: int | None = None
     asked_limits: frozenset[str] = frozenset()
     name_is_ours: bool = False
 

@@ -323,7 +323,14 @@ def sandbox_from_json(body: object) -> SandboxInfo:
     """A sandbox as some server describes it; what is missing or odd is the default of protocol.md §2.2."""
     found = body if isinstance(body, dict) else {}
     texts = ("status_message", "dataplane_url", "created_at", "updated_at", "expires_at", "snapshot_id", "stopped_at")
-    numbers = ("ttl_seconds", "idle_ttl_seconds", "delete_after_stop_seconds", "mem_bytes", "fs_capacity_bytes")
+    numbers = (
+        "ttl_seconds",
+        "idle_ttl_seconds",
+        "delete_after_stop_seconds",
+        "mem_bytes",
+        "fs_capacity_bytes",
+        "lease_seconds",
+    )
     return SandboxInfo(
         id=_or(found, "id", str, ""),
         name=_or(found, "name", str, ""),

@@ -19,7 +19,7 @@ from sandboxrt.errors import ResourceNotFoundError
 from sandboxrt.host.host import Host
 from sandboxrt.models import Limits, ResourceStatus
 from sandboxrt.protocol.isolation_wire import isolation_to_json
-from sandboxrt.protocol.rest import CreateSandbox, SandboxInfo
+from sandboxrt.protocol.rest import LEASE_HEADER, CreateSandbox, SandboxInfo
 from sandboxrt.protocol.rest_fields import invalid
 from sandboxrt.protocol.rest_wire import (
     Ceilings,
@@ -39,6 +39,7 @@ _DELETE_S: Final = 8.0
 _WITHOUT_DATAPLANE: Final = frozenset({"provisioning", "failed", "deleting"})
 _MAX_PAGE: Final = 1000
 _MAX_KEY: Final = 256
+_MAX_LEASE_S: Final = 3600
 _SORTS: Final = {
     "name": lambda info: info.name,
     "status": lambda info: info.status,
@@ -85,6 +86,7 @@ class Boxes:
             Route(one, self._update, methods=["PATCH"]),
             Route(one, self._delete, methods=["DELETE"]),
             Route(one + "/status", self._status, methods=["GET"]),
+            Route(one + "/lease", self._renew_lease, methods=["POST"]),
             Route(one + "/isolation", self._isolation, methods=["GET"]),
             *(Route(f"{one}/{word}", self._later(what), methods=list(methods)) for word, methods, what in _LATER),
         ]
@@ -101,7 +103,8 @@ class Boxes:
         key = request.headers.get("idempotency-key")
         if key is not None and not 0 < len(key) <= _MAX_KEY:
             raise invalid(f"must have 1 to {_MAX_KEY} characters", "header", "idempotency-key")
-        wanted = await self.default_snapshot(attrs.evolve(wanted, tenant=tenant.id, idempotency_key=key))
+        wanted = attrs.evolve(wanted, tenant=tenant.id, idempotency_key=key, lease_seconds=_lease(request))
+        wanted = await self.default_snapshot(wanted)
         info = await self._create_while_wanted(request, wanted)
         return Response(status_code=499) if info is None else self._reply(info, 201)
 
@@ -160,6 +163,10 @@ class Boxes:
         found = await self.find(tenant_of(request), parameter(request, "name"))
         return JSONResponse(status_to_json(ResourceStatus(found.status, found.status_message)))
 
+    async def _renew_lease(self, request: Request) -> Response:
+        found = await self.find(tenant_of(request), parameter(request, "name"))
+        return JSONResponse({"lease_seconds": await self.host.renew_lease(found.id)})
+
     async def _isolation(self, request: Request) -> Response:
         found = await self.find(tenant_of(request), parameter(request, "name"))
         return JSONResponse(isolation_to_json(await self.host.isolation(found.id)))
@@ -206,6 +213,16 @@ def whole(request: Request, name: str, low: int, high: int) -> int | None:
         raise invalid("must be an integer", "query", name)
     if not low <= int(text) <= high:
         raise invalid(f"must be between {low} and {high}", "query", name)
+    return int(text)
+
+
+def _lease(request: Request) -> int | None:
+    """How many seconds the sandbox may outlive an owner that is silent; a header, so that bodies stay common."""
+    text = request.headers.get(LEASE_HEADER)
+    if text is None:
+        return None
+    if not (text.isascii() and text.isdigit()) or len(text) > 4 or not 1 <= int(text) <= _MAX_LEASE_S:
+        raise invalid(f"must be a whole number of seconds from 1 to {_MAX_LEASE_S}", "header", LEASE_HEADER)
     return int(text)
 
 

@@ -68,12 +68,14 @@ _SCHEMAS: Final[dict[str, Any]] = {
             "fs_capacity_bytes": _MAYBE_INT,
             "labels": _STRINGS,
             "run_config": _maybe("RunConfig"),
+            "lease_seconds": _MAYBE_INT,
         },
         "id",
         "name",
         "status",
         "labels",
     ),
+    "Lease": _object({"lease_seconds": {"type": "integer", "minimum": 1}}, "lease_seconds"),
     "SandboxList": _object(
         {
             "sandboxes": {"type": "array", "items": _ref("Sandbox")},
@@ -251,7 +253,14 @@ def _paths() -> dict[str, Any]:
                     "required": False,
                     "schema": {"type": "string", "minLength": 1, "maxLength": 256},
                     "description": "Made by the client for one create: with the same name and key it is repeated.",
-                }
+                },
+                {
+                    "name": "Sandboxrt-Lease",
+                    "in": "header",
+                    "required": False,
+                    "schema": {"type": "integer", "minimum": 1, "maximum": 3600},
+                    "description": "Delete the sandbox when its lease was not renewed for so many seconds.",
+                },
             ],
         },
         "get": {
@@ -293,6 +302,10 @@ def _paths() -> dict[str, Any]:
         "/boxes/{name}/status": {
             "parameters": [_path("name", "The sandbox's name or id.")],
             "get": _operation("getSandboxStatus", "A sandbox's status", {200: "SandboxStatus"}, (404,)),
+        },
+        "/boxes/{name}/lease": {
+            "parameters": [_path("name", "The sandbox's name or id.")],
+            "post": _operation("renewLease", "Renew a sandbox's lease", {200: "Lease"}, (404, 422)),
         },
         "/boxes/{name}/isolation": {
             "parameters": [_path("name", "The sandbox's name or id.")],

@@ -127,6 +127,7 @@ _MIGRATIONS: Final[tuple[tuple[str, ...], ...]] = (
             revoked_at TEXT
         )""",
     ),
+    ("ALTER TABLE sandboxes ADD COLUMN lease_seconds INTEGER",),
 )
 """One tuple of statements a schema version. Append only: a state folder in the field has run those before."""
 

@@ -74,6 +74,7 @@ class SandboxRow:
         run_config: How its commands run when their callers say nothing.
         keep: Whether its files outlive its owner; the next server takes it over.
         idempotency_key: What tells a repeated create from another one.
+        lease_seconds: How long it outlives an owner that does not say that it lives; ``None`` = for ever.
     """
 
     id: str
@@ -98,6 +99,7 @@ class SandboxRow:
     keep: bool = False
     idempotency_key: str | None = attrs.field(default=None, repr=False)
     stopped_at: str | None = None
+    lease_seconds: int | None = None
 
     @property
     def engine_id(self) -> str:
@@ -192,7 +194,7 @@ def canonical_id(text: str) -> str | None:
 SANDBOX_COLUMNS: Final = (
     "id, name, owner_id, snapshot_id, status, status_message, uid_block, limits, require, allow_unenforced_limits,"
     " ttl_seconds, idle_ttl_seconds, env, created_at, updated_at, tenant, labels, run_config,"
-    " delete_after_stop_seconds, keep, idempotency_key, stopped_at"
+    " delete_after_stop_seconds, keep, idempotency_key, stopped_at, lease_seconds"
 )
 SNAPSHOT_COLUMNS: Final = ", ".join(
     field.name

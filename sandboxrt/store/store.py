@@ -156,6 +156,7 @@ class Store:
         delete_after_stop_seconds: int | None = None,
         keep: bool = False,
         idempotency_key: str | None = None,
+        lease_seconds: int | None = None,
     ) -> SandboxRow:
         """Record a new sandbox of this owner and give it the lowest free uid block.
 
@@ -182,8 +183,8 @@ class Store:
             db.execute(
                 "INSERT INTO sandboxes (id, name, owner_id, snapshot_id, status, uid_block, limits, require,"
                 " allow_unenforced_limits, ttl_seconds, idle_ttl_seconds, env, created_at, updated_at, tenant, labels,"
-                " run_config, delete_after_stop_seconds, keep, idempotency_key)"
-                " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                " run_config, delete_after_stop_seconds, keep, idempotency_key, lease_seconds)"
+                " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 (
                     sandbox_id,
                     name,
@@ -205,6 +206,7 @@ class Store:
                     delete_after_stop_seconds,
                     keep,
                     idempotency_key,
+                    lease_seconds,
                 ),
             )
             return one_sandbox(db, "id = ?", (sandbox_id,))

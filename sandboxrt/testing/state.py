@@ -77,6 +77,7 @@ class MemoryRecords:
         delete_after_stop_seconds: int | None = None,
         keep: bool = False,
         idempotency_key: str | None = None,
+        lease_seconds: int | None = None,
     ) -> SandboxRow:
         """Record a sandbox."""
         await trio.lowlevel.checkpoint()
@@ -109,6 +110,7 @@ class MemoryRecords:
             delete_after_stop_seconds=delete_after_stop_seconds,
             keep=keep,
             idempotency_key=idempotency_key,
+            lease_seconds=lease_seconds,
         )
         self.rows[row.id] = row
         return row

@@ -238,3 +238,23 @@ async def test_what_is_not_there_yet(tmp_path: Path) -> None:
         answer = await here.acme.put("/boxes/box", json={})
         assert detail(answer, 405)["error"] == "MethodNotAllowed" and "PATCH" in answer.headers["allow"]
         detail(await here.acme.get("/nothing"), 404)
+
+
+async def test_leases(tmp_path: Path) -> None:
+    async with site(tmp_path) as here:
+        answer = await here.acme.post("/boxes", json={"name": "leased"}, headers={"Sandboxrt-Lease": "1"})
+        assert (answer.status_code, answer.json()["lease_seconds"]) == (201, 1)
+        for _ in range(3):
+            await trio.sleep(0.5)
+            renewed = await here.acme.post("/boxes/leased/lease")
+            assert (renewed.status_code, renewed.json()) == (200, {"lease_seconds": 1})
+        detail(await here.other.post("/boxes/leased/lease"), 404)
+        with trio.fail_after(10):
+            while (await here.acme.get("/boxes/leased")).status_code != 404:
+                await trio.sleep(0.1)
+        free = await here.box("free")
+        assert free["lease_seconds"] is None
+        assert "body.lease_seconds" in faults(await here.acme.post("/boxes/free/lease"))
+        for wrong in ("0", "-1", "3601", "x", "1.5", "9" * 5, ""):
+            refused = await here.acme.post("/boxes", json={"name": "new"}, headers={"Sandboxrt-Lease": wrong})
+            assert "header.sandboxrt-lease" in faults(refused), wrong

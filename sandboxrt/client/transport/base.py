@@ -77,6 +77,10 @@ class Transport(Protocol):
         """Wait until a sandbox is ready."""
         ...
 
+    async def renew_lease(self, name: str, seconds: int) -> None:
+        """Say that the owner of a leased sandbox lives."""
+        ...
+
     async def create_snapshot(self, request: CreateSnapshot) -> Snapshot:
         """Begin to build a snapshot."""
         ...

@@ -37,7 +37,7 @@ from sandboxrt.errors import (
 from sandboxrt.models import IsolationReport, ResourceStatus, Snapshot
 from sandboxrt.protocol.exec import Execute, Reconnect
 from sandboxrt.protocol.isolation_wire import isolation_from_json
-from sandboxrt.protocol.rest import CreateSandbox, CreateSnapshot, SandboxInfo, UpdateSandbox
+from sandboxrt.protocol.rest import LEASE_HEADER, CreateSandbox, CreateSnapshot, SandboxInfo, UpdateSandbox
 from sandboxrt.protocol.rest_errors import Call, control_error, parse_error
 from sandboxrt.protocol.rest_wire import (
     create_sandbox_to_json,
@@ -97,6 +97,8 @@ class HttpTransport:
         _check_creation(request)
         limit = request.timeout_s + _CREATE_MARGIN_S if request.wait_for_ready else _CREATE_MARGIN_S
         headers = {} if request.idempotency_key is None else {"idempotency-key": request.idempotency_key}
+        if request.lease_seconds is not None:
+            headers[LEASE_HEADER] = str(request.lease_seconds)
         try:
             answer = await self._control(
                 Call.CREATE_SANDBOX,
@@ -173,6 +175,11 @@ class HttpTransport:
             if left <= 0:
                 raise ResourceTimeoutError(f"Sandbox '{name}' not ready after {timeout_s:g}s", "sandbox", now.status)
             await trio.sleep(min(poll_interval_s, left))
+
+    async def renew_lease(self, name: str, seconds: int) -> None:
+        """Say that a sandbox's owner lives."""
+        timeout_s = max(seconds / 4, 1)
+        await self._control(Call.SANDBOX, "POST", _box(name) + "/lease", json={}, subject=name, timeout_s=timeout_s)
 
     # -- snapshots ---------------------------------------------------------------------------------------------------
 

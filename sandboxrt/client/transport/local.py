@@ -69,6 +69,10 @@ class LocalTransport:
         """Wait until a sandbox is ready."""
         return await self.host.wait_for_sandbox(name, timeout_s, poll_interval_s)
 
+    async def renew_lease(self, name: str, seconds: int) -> None:
+        """Say that the owner of a leased sandbox lives."""
+        await self.host.renew_lease(name)
+
     async def create_snapshot(self, request: CreateSnapshot) -> Snapshot:
         """Begin to build a snapshot."""
         return await self.host.create_snapshot(request)
