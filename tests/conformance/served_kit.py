@@ -65,11 +65,16 @@ class ServedDriver:
 
 @asynccontextmanager
 async def served(
-    state_dir: Path, *, engine: Engine | None = None, state: Callable[[], HostState] | None = None
+    state_dir: Path,
+    *,
+    engine: Engine | None = None,
+    state: Callable[[], HostState] | None = None,
+    public_url: str | None = None,
 ) -> AsyncIterator[tuple[RunningServer, RemoteConfig]]:
     """A server with a key, and how a client of it is configured."""
     settings = ServerSettings(
         port=0,
+        public_url=public_url,
         host=HostConfig(state_dir=state_dir, command=CommandSettings(term_grace_s=0.3)),
         app=AppSettings(public_url="", default_snapshot="host"),
         connections=ConnectionLimits(drain_s=1.0, linger_s=1.0),

@@ -61,7 +61,7 @@ __all__ = ["CommandLink", "Dial", "NotStartedError"]
 CONNECT_BUDGET_S = 120.0
 """How long a start, or a first attachment, may be tried."""
 STEADY_S = 10.0
-"""How long a connection must have lasted for its loss to count as the first of a row."""
+"""How long a connection without any progress must have lasted for its loss to count as the first of a row."""
 _BUFFERED_CHARACTERS = 1024**2
 _STALL_S = 30.0
 _SIGNALS = 64
@@ -307,6 +307,7 @@ class CommandLink:
     async def _take(self, frame: ServerFrame) -> None:
         match frame:
             case InputAck(offset):
+                self._losses = self._unsteady = 0
                 self._input.acknowledge(offset)
                 self._changed.unpark_all()
             case Started():
@@ -314,7 +315,7 @@ class CommandLink:
             case Output():
                 end = frame.offset + (len(frame.data) if frame.data.isascii() else len(frame.data.encode()))
                 self._offsets[frame.stream] = max(self._offsets[frame.stream], end)
-                self._losses = 0
+                self._losses = self._unsteady = 0
                 await self._pass_on(frame)
             case Exit() | ErrorFrame():
                 self._finished = True

@@ -12,8 +12,8 @@ import json
 import logging
 import math
 import ssl
-from collections.abc import AsyncIterator, Mapping
-from typing import TypeAlias
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from typing import TypeAlias, cast
 from urllib.parse import urlsplit
 
 import attrs
@@ -33,6 +33,7 @@ __all__ = ["Socket", "SocketLimits", "open_socket", "socket_url"]
 
 _Stream: TypeAlias = trio.SocketStream | trio.SSLStream[trio.SocketStream]
 
+_HTTP = b"HTTP/"
 _GOING_AWAY = 1001
 _RETRIED_REFUSALS = frozenset({429, 500, 502, 503, 504})
 _RECEIVE_BYTES = 256 * 1024
@@ -158,32 +159,81 @@ async def _connect(url: str, limits: SocketLimits) -> _Stream:
         raise SandboxConnectTimeoutError(f"Failed to connect to sandbox: {error or type(error).__name__}") from error
 
 
+class _Handshake:
+    """Starts the library's reader in a nursery, so that whatever ends it ends the wait for the handshake too.
+
+    By itself the library waits for ever when the connection breaks meanwhile, and raises a refusal in the nursery.
+    """
+
+    def __init__(self, nursery: trio.Nursery, deadline: float) -> None:
+        self.scope = trio.CancelScope(deadline=deadline)
+        self.error: Exception | None = None
+        self.reader_ended = False
+        self._nursery = nursery
+
+    def start_soon(self, reader: Callable[[], Awaitable[None]]) -> None:
+        self._nursery.start_soon(self._read, reader)
+
+    async def _read(self, reader: Callable[[], Awaitable[None]]) -> None:
+        try:
+            await reader()
+        except (trio_websocket.HandshakeError, trio_websocket.ConnectionClosed) as error:
+            self.error = error
+        self.reader_ended = True
+        self.scope.cancel()
+
+
 async def _shake_hands(
     nursery: trio.Nursery, stream: _Stream, url: str, headers: Mapping[str, str], limits: SocketLimits
 ) -> Socket:
     parts = urlsplit(url)
     resource = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
-    try:
-        with trio.fail_after(limits.open_s if limits.open_s > 0 else math.inf):
-            connection = await trio_websocket.wrap_client_stream(
-                nursery,
-                stream,
-                parts.netloc.rpartition("@")[2],
-                resource,
-                extra_headers=[(name.encode(), text.encode()) for name, text in headers.items()],
-                message_queue_size=_QUEUED_MESSAGES,
-                max_message_size=limits.message_bytes,
-                receive_buffer_size=_RECEIVE_BYTES,
-            )
-    except trio.TooSlowError:
-        raise SandboxConnectTimeoutError(f"The server opened no WebSocket in {limits.open_s:g} s") from None
-    except trio_websocket.ConnectionRejected as refusal:
-        raise _refused(refusal) from None
-    except (trio_websocket.HandshakeError, trio_websocket.ConnectionClosed) as error:
-        raise SandboxConnectionError(f"The server does not speak WebSocket at {url}") from error
-    if connection.closed is not None:
-        raise SandboxConnectionError(f"The server does not speak WebSocket at {url}")
-    return Socket(connection, limits)
+    watched = _Watched(stream)
+    handshake = _Handshake(nursery, trio.current_time() + limits.open_s if limits.open_s > 0 else math.inf)
+    connection: trio_websocket.WebSocketConnection | None = None
+    with handshake.scope:
+        connection = await trio_websocket.wrap_client_stream(
+            cast("trio.Nursery", handshake),
+            cast("_Stream", watched),
+            parts.netloc.rpartition("@")[2],
+            resource,
+            extra_headers=[(name.encode(), text.encode()) for name, text in headers.items()],
+            message_queue_size=_QUEUED_MESSAGES,
+            max_message_size=limits.message_bytes,
+            receive_buffer_size=_RECEIVE_BYTES,
+        )
+    if isinstance(handshake.error, trio_websocket.ConnectionRejected):
+        raise _refused(handshake.error)
+    if connection is not None:
+        return Socket(connection, limits)
+    if not handshake.reader_ended:
+        raise SandboxConnectTimeoutError(f"The server opened no WebSocket in {limits.open_s:g} s")
+    if _HTTP.startswith(watched.head[: len(_HTTP)]):
+        raise SandboxRetryableConnectionError("The connection broke before the WebSocket was open")
+    raise SandboxConnectionError(f"The server does not speak HTTP, let alone WebSocket, at {url}")
+
+
+class _Watched(trio.abc.Stream):
+    """A stream that keeps the first bytes that came: broken HTTP is worth another try, what is none is not."""
+
+    def __init__(self, stream: _Stream) -> None:
+        self.head = b""
+        self._stream = stream
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes:
+        data = await self._stream.receive_some(max_bytes)
+        if len(self.head) < len(_HTTP):
+            self.head += bytes(data[: len(_HTTP)])
+        return bytes(data) if isinstance(data, bytearray) else data
+
+    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        await self._stream.send_all(data)
+
+    async def wait_send_all_might_not_block(self) -> None:
+        await self._stream.wait_send_all_might_not_block()
+
+    async def aclose(self) -> None:
+        await self._stream.aclose()
 
 
 def _refused(refusal: trio_websocket.ConnectionRejected) -> SandboxConnectionError:
