@@ -34,7 +34,8 @@ from sandboxrt.host.config import HostConfig
 from sandboxrt.host.files import SandboxFile
 from sandboxrt.host.lifetime import check_ttl
 from sandboxrt.host.ports import SandboxRecords, Snapshots
-from sandboxrt.host.sandbox import Sandbox, SandboxStatus, Workshop, sandbox_dir
+from sandboxrt.host.provision import Workshop, sandbox_dir
+from sandboxrt.host.sandbox import Sandbox, SandboxStatus
 from sandboxrt.host.search import FoundFiles, FoundLines
 from sandboxrt.models import IsolationReport, ResourceStatus, Snapshot
 from sandboxrt.protocol.exec import Execute, Reconnect

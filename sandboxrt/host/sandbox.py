@@ -10,17 +10,15 @@ from __future__ import annotations
 import contextlib
 import enum
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-import attrs
 import trio
 
 from sandboxrt.actors import RestartPolicy, sole_error, supervise
-from sandboxrt.engine.base import Container, ContainerSpec, Engine, Feature, Identity, Process
+from sandboxrt.engine.base import Container, Feature, Identity, Process
 from sandboxrt.errors import (
-    ResourceAlreadyExistsError,
     ResourceCreationError,
     SandboxClientError,
     SandboxNotReadyError,
@@ -28,23 +26,22 @@ from sandboxrt.errors import (
 )
 from sandboxrt.host.attachment import AnyAttachment
 from sandboxrt.host.command import Command, StartError
-from sandboxrt.host.config import HostConfig
 from sandboxrt.host.files import SandboxFile, open_file, read_file, resolve_path, write_file
 from sandboxrt.host.launch import ImageSettings, Launcher
 from sandboxrt.host.lease import Lease
 from sandboxrt.host.lifetime import expiry
-from sandboxrt.host.ports import SandboxRecords, Snapshots
+from sandboxrt.host.provision import Workshop, make_container, new_launcher, record_sandbox, sandbox_dir
 from sandboxrt.host.search import Searcher
 from sandboxrt.host.sessions import SessionTable
 from sandboxrt.host.spill import SpillFile, SpillQuota
 from sandboxrt.host.stream import OutputStream
-from sandboxrt.models import IsolationReport, RunConfig
+from sandboxrt.models import IsolationReport
 from sandboxrt.protocol.exec import ErrorFrame, Execute, Reconnect
 from sandboxrt.protocol.output import ReplayBuffer
 from sandboxrt.protocol.rest import CreateSandbox, SandboxInfo, UpdateSandbox
 from sandboxrt.store import SandboxRow
 
-__all__ = ["Sandbox", "SandboxStatus", "Workshop", "sandbox_dir"]
+__all__ = ["Sandbox", "SandboxStatus"]
 
 _log = logging.getLogger("sandboxrt.host")
 _SERVANT = RestartPolicy(max_restarts=3, within_s=60.0)
@@ -58,34 +55,6 @@ class SandboxStatus(enum.Enum):
     FAILED = "failed"
     STOPPED = "stopped"
     DELETING = "deleting"
-
-
-@attrs.frozen(kw_only=True)
-class Workshop:
-    """What all sandboxes of a host share: the tools to make one with, and the turns to take."""
-
-    config: HostConfig
-    engine: Engine
-    records: SandboxRecords
-    snapshots: Snapshots
-    reclaim: Callable[[], Awaitable[None]]
-    creating: trio.CapacityLimiter
-    removing: trio.CapacityLimiter
-    spilling: trio.CapacityLimiter
-
-
-def sandbox_dir(state_dir: Path, engine_id: str) -> Path:
-    """The folder of one sandbox."""
-    return state_dir / "sandboxes" / engine_id
-
-
-@attrs.frozen
-class _Settings:
-    """An image's settings with somebody's over them."""
-
-    env: Mapping[str, str]
-    user: str | None
-    work_dir: str | None
 
 
 class _DiedError(Exception):
@@ -264,85 +233,20 @@ class Sandbox:
         await trio.sleep_forever()
 
     async def _provision(self) -> None:
-        shop = self._shop
-        snapshot_id = await self._snapshot_id()
-        self.request = request = await self._sized(snapshot_id)
-        try:
-            self._row = row = await self._record(snapshot_id)
-        except ResourceAlreadyExistsError:
-            # It may be what a dead owner left; then the name is free after a clean-up.
-            await shop.reclaim()
-            self._row = row = await self._record(snapshot_id)
+        self._row, self.request = await record_sandbox(self._shop, self.request)
         self.recorded.set()
-        async with shop.creating:
-            contents = await shop.snapshots.use(snapshot_id)
-            self._folder = folder = sandbox_dir(shop.config.state_dir, row.engine_id)
-            # Some microseconds, against the hundreds that a worker thread takes, on the way of every create.
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            self._container = await shop.engine.create(
-                ContainerSpec(
-                    id=row.engine_id,
-                    hostname=_hostname(request.name),
-                    uid_base=row.uid_base,
-                    layers=contents.layers,
-                    state_dir=folder,
-                    limits=request.limits,
-                    require=shop.config.require if request.require is None else request.require,
-                    allow_unenforced_limits=request.allow_unenforced_limits,
-                )
-            )
-        self._image = contents.config
-        self._launcher = self._new_launcher(self._container, request.run_config)
+        await self._boot()
+
+    async def _boot(self) -> None:
+        row = self._row
+        assert row is not None
+        async with self._shop.creating:
+            self._folder = sandbox_dir(self._shop.config.state_dir, row.engine_id)
+            self._container, self._image = await make_container(self._shop, self.request, row)
+        self._launcher = new_launcher(self._container, self._image, self.request, row.run_config)
         self.status = SandboxStatus.READY
         self.touch()
         self.settled.set()
-
-    def _new_launcher(self, container: Container, config: RunConfig | None) -> Launcher:
-        assert self._image is not None
-        request = self.request
-        image, env = self._image, request.env
-        if config is not None:
-            image = _Settings(image.env, config.user or image.user, config.work_dir or image.work_dir)
-            env = {**env, **(config.env_vars or {})}
-        return Launcher(container, image, env, _hostname(request.name), request.limits.pids)
-
-    async def _record(self, snapshot_id: str) -> SandboxRow:
-        request = self.request
-        return await self._shop.records.add_sandbox(
-            name=request.name,
-            snapshot_id=snapshot_id,
-            limits=request.limits,
-            require=request.require,
-            allow_unenforced_limits=request.allow_unenforced_limits,
-            ttl_seconds=request.ttl_seconds,
-            idle_ttl_seconds=request.idle_ttl_seconds,
-            env=request.env,
-            tenant=request.tenant,
-            labels=request.labels,
-            run_config=request.run_config,
-            delete_after_stop_seconds=request.delete_after_stop_seconds,
-            keep=self._shop.config.keep,
-            idempotency_key=request.idempotency_key,
-            lease_seconds=request.lease_seconds,
-        )
-
-    async def _snapshot_id(self) -> str:
-        if self.request.snapshot_id is not None:
-            return self.request.snapshot_id
-        tenant = self.request.tenant or None
-        if self.request.snapshot is not None:
-            return (await self._shop.snapshots.get(self.request.snapshot, tenant)).id
-        if self.request.snapshot_name is not None:
-            return (await self._shop.snapshots.get(self.request.snapshot_name, tenant, newest=True)).id
-        return (await self._shop.snapshots.host_snapshot()).id
-
-    async def _sized(self, snapshot_id: str) -> CreateSandbox:
-        """The request with the disk size of its snapshot, unless it names one."""
-        request = self.request
-        if not request.disk_of_snapshot or not (request.snapshot_id or request.snapshot_name or request.snapshot):
-            return request
-        size = (await self._shop.snapshots.get(snapshot_id)).fs_capacity_bytes
-        return attrs.evolve(request, limits=attrs.evolve(request.limits, disk_bytes=size)) if size else request
 
     async def _serve(self) -> None:
         assert self._container is not None
@@ -501,7 +405,8 @@ class Sandbox:
         )
         self.name = row.name
         if request.run_config is not None and self._container is not None:
-            self._launcher = self._new_launcher(self._container, request.run_config)
+            assert self._image is not None
+            self._launcher = new_launcher(self._container, self._image, self.request, request.run_config)
         self.touch()
 
     def touch(self) -> None:
@@ -609,10 +514,6 @@ def _public(error: Exception, name: str) -> SandboxClientError:
         return error
     _log.error("sandbox %s failed in the host", name, exc_info=error)
     return ResourceCreationError(f"Sandbox '{name}' failed: {error}", "sandbox", type(error).__name__)
-
-
-def _hostname(name: str) -> str:
-    return name[:63].rstrip("-.") or "sandbox"
 
 
 def _wall_clock(deadline: float) -> str:

@@ -21,7 +21,7 @@ from sandboxrt.errors import (
     SandboxOperationError,
 )
 from sandboxrt.host.host import Host, HostConfig, HostState, clean_leftovers, open_host
-from sandboxrt.host.sandbox import sandbox_dir
+from sandboxrt.host.provision import sandbox_dir
 from sandboxrt.models import Limits
 from sandboxrt.protocol.exec import ErrorFrame, Execute, Exit
 from sandboxrt.protocol.rest import CreateSandbox, CreateSnapshot, UpdateSandbox
