@@ -318,6 +318,29 @@ class AsyncSandbox(AsyncioFacade[_trio_sandbox.AsyncSandbox]):
         """
         return await self._call(lambda: self._inner.read(path, timeout=timeout, headers=headers))
 
+    async def stop(self, *, headers: Mapping[str, str] | None = None) -> None:
+        """End all that runs in it, politely (SIGTERM, a few seconds, SIGKILL); its files stay. Idempotent.
+
+        This object's ``status`` is ``stopped`` then, and :meth:`start` makes it usable again.
+
+        Raises:
+            SandboxNotReadyError: It is neither ready nor stopped.
+
+        Source: protocol.md §2.4.
+        """
+        await self._call(lambda: self._inner.stop(headers=headers))
+
+    async def start(self, *, timeout: float = 120, headers: Mapping[str, str] | None = None) -> None:
+        """Make it ready again after :meth:`stop`, its files as they were, and wait for that. Idempotent.
+
+        Raises:
+            ResourceCreationError: It could not be started; the message says why, and the files are still there.
+            ResourceTimeoutError: It was not ready after ``timeout`` seconds; it still becomes so.
+
+        Source: protocol.md §2.4.
+        """
+        await self._call(lambda: self._inner.start(timeout=timeout, headers=headers))
+
     async def isolation(self) -> IsolationReport:
         """What isolation this sandbox really has.
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import secrets
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
@@ -15,6 +14,7 @@ import trio
 
 from sandboxrt.client.config import RemoteConfig, choose_mode, remote_config
 from sandboxrt.client.context import require_trio
+from sandboxrt.client.creation import Creator, check_ttl
 from sandboxrt.client.leases import LEASE_S, LeaseKeeper
 from sandboxrt.client.owner import Owner
 from sandboxrt.client.sandbox import AsyncSandbox, AsyncSandboxCreation
@@ -90,7 +90,9 @@ class AsyncSandboxClient:
             state_dir=config.state_dir if state_dir is None else Path(state_dir),
             runtime=runtime or config.runtime,
         )
-        self._allow_unenforced_limits = allow_unenforced_limits
+        self._creator = Creator(
+            limits=limits, allow_unenforced_limits=allow_unenforced_limits, remote=self._remote is not None
+        )
         self._engine = engine
         self._stack: contextlib.AsyncExitStack | None = None
         self._owner: Owner | None = None
@@ -127,7 +129,7 @@ class AsyncSandboxClient:
 
         The arguments and errors are those of :meth:`create_sandbox`.
         """
-        request = self._creation(
+        request = self._creator.request(
             snapshot_id,
             snapshot_name=snapshot_name,
             name=name,
@@ -137,7 +139,7 @@ class AsyncSandboxClient:
             limits=limits,
             vcpus=vcpus,
             mem_bytes=mem_bytes,
-            disk_bytes=fs_capacity_bytes,
+            fs_capacity_bytes=fs_capacity_bytes,
             env=env,
         )
         return AsyncSandboxCreation(lambda: self._create(request, headers, auto_delete=True))
@@ -187,7 +189,7 @@ class AsyncSandboxClient:
 
         Source: protocol.md §2.3.
         """
-        request = self._creation(
+        request = self._creator.request(
             snapshot_id,
             snapshot_name=snapshot_name,
             name=name,
@@ -198,7 +200,7 @@ class AsyncSandboxClient:
             limits=limits,
             vcpus=vcpus,
             mem_bytes=mem_bytes,
-            disk_bytes=fs_capacity_bytes,
+            fs_capacity_bytes=fs_capacity_bytes,
             env=env,
         )
         return await self._create(request, headers, auto_delete=False)
@@ -252,8 +254,8 @@ class AsyncSandboxClient:
         Raises:
             ResourceNameConflictError: The new name is taken.
         """
-        _check_ttl("ttl_seconds", ttl_seconds)
-        _check_ttl("idle_ttl_seconds", idle_ttl_seconds)
+        check_ttl("ttl_seconds", ttl_seconds)
+        check_ttl("idle_ttl_seconds", idle_ttl_seconds)
         owner = self._open_owner()
         request = UpdateSandbox(new_name=new_name, ttl_seconds=ttl_seconds, idle_ttl_seconds=idle_ttl_seconds)
         return AsyncSandbox(
@@ -263,6 +265,32 @@ class AsyncSandboxClient:
     async def delete_sandbox(self, name: str, *, headers: Mapping[str, str] | None = None) -> None:
         """Delete a sandbox and everything in it. Raises :class:`~sandboxrt.errors.ResourceNotFoundError`."""
         await self._transport(headers).delete_sandbox(name)
+
+    async def start_sandbox(
+        self, name: str, *, timeout: float = 120, headers: Mapping[str, str] | None = None
+    ) -> AsyncSandbox:
+        """Start a stopped sandbox, its files as they were, and wait until it is ready. Idempotent.
+
+        Raises:
+            ResourceCreationError: It could not be started; the message says why, and the files are still there.
+            ResourceTimeoutError: It was not ready after ``timeout`` seconds; it still becomes so.
+            SandboxNotReadyError: It failed, or is being deleted.
+
+        Source: protocol.md §2.4.
+        """
+        owner = self._open_owner()
+        info = await owner.transport.with_headers(headers).start_sandbox(name, timeout)
+        return AsyncSandbox(owner, info, auto_delete=False)
+
+    async def stop_sandbox(self, name: str, *, headers: Mapping[str, str] | None = None) -> None:
+        """End all that runs in a sandbox, politely (SIGTERM, a few seconds, SIGKILL); its files stay. Idempotent.
+
+        Raises:
+            SandboxNotReadyError: It is neither ready nor stopped.
+
+        Source: protocol.md §2.4.
+        """
+        await self._transport(headers).stop_sandbox(name)
 
     # -- snapshots ---------------------------------------------------------------------------------------------------
 
@@ -392,58 +420,6 @@ class AsyncSandboxClient:
             )
         return self._owner
 
-    def _creation(
-        self,
-        snapshot_id: str | None,
-        *,
-        snapshot_name: str | None,
-        name: str | None,
-        timeout: float,
-        ttl_seconds: int | None,
-        idle_ttl_seconds: int | None,
-        limits: Limits | None,
-        vcpus: float | None,
-        mem_bytes: int | None,
-        disk_bytes: int | None,
-        env: Mapping[str, str] | None,
-        wait_for_ready: bool = True,
-    ) -> CreateSandbox:
-        if snapshot_id is not None and snapshot_name is not None:
-            raise ValueError("give snapshot_id or snapshot_name, not both")
-        if timeout <= 0:
-            raise ValueError(f"timeout must be more than 0 seconds, not {timeout!r}")
-        _check_ttl("ttl_seconds", ttl_seconds)
-        _check_ttl("idle_ttl_seconds", idle_ttl_seconds)
-        return CreateSandbox(
-            name=name or f"sandbox-{secrets.token_hex(4)}",
-            snapshot_id=snapshot_id,
-            snapshot_name=snapshot_name,
-            wait_for_ready=wait_for_ready,
-            timeout_s=timeout,
-            ttl_seconds=ttl_seconds,
-            idle_ttl_seconds=idle_ttl_seconds,
-            limits=_limits(limits or self._config.limits, vcpus, mem_bytes, disk_bytes),
-            asked_limits=self._asked_limits(limits, vcpus=vcpus, mem_bytes=mem_bytes, disk_bytes=disk_bytes),
-            disk_of_snapshot=limits is None and disk_bytes is None,
-            name_is_ours=not name,
-            idempotency_key=secrets.token_hex(16) if self._remote is not None else None,
-            allow_unenforced_limits=self._allow_unenforced_limits,
-            env=dict(env or {}),
-        )
-
-    def _asked_limits(self, limits: Limits | None, **given: float | None) -> frozenset[str]:
-        """What of a sandbox's limits a server is told; it has defaults of its own for the rest."""
-        wanted = limits or self._config.limits
-        differing = {
-            field.name
-            for field in attrs.fields(Limits)
-            if getattr(wanted, field.name) != getattr(DEFAULT_LIMITS, field.name)
-        }
-        if self._remote is not None and differing - set(given):
-            raise ValueError(f"a server cannot be told {', '.join(sorted(differing - set(given)))}; leave that out")
-        named = set(given) if limits is not None else differing
-        return frozenset(named | {name for name, value in given.items() if value is not None})
-
     async def _create(
         self, request: CreateSandbox, headers: Mapping[str, str] | None, *, auto_delete: bool
     ) -> AsyncSandbox:
@@ -478,23 +454,3 @@ def _refuse_local(**given: object) -> None:
             raise ValueError(
                 f'{name}= is for sandboxes of this machine; with a server leave it out, or pass mode="embedded"'
             )
-
-
-def _limits(base: Limits, vcpus: float | None, mem_bytes: int | None, disk_bytes: int | None) -> Limits:
-    given = {"vcpus": vcpus, "mem_bytes": mem_bytes, "disk_bytes": disk_bytes}
-    for name, value in given.items():
-        if value is not None and value <= 0:
-            raise ValueError(
-                f"{'fs_capacity_bytes' if name == 'disk_bytes' else name} must be more than 0, not {value}"
-            )
-    return attrs.evolve(
-        base,
-        vcpus=base.vcpus if vcpus is None else vcpus,
-        mem_bytes=base.mem_bytes if mem_bytes is None else mem_bytes,
-        disk_bytes=base.disk_bytes if disk_bytes is None else disk_bytes,
-    )
-
-
-def _check_ttl(name: str, seconds: int | None) -> None:
-    if seconds is not None and (seconds < 0 or seconds % 60):
-        raise ValueError(f"{name} must be 0 or a multiple of 60 seconds, not {seconds}")

@@ -7,6 +7,7 @@ from functools import partial
 from types import TracebackType
 from typing import Any, Literal, Self, overload
 
+import attrs
 import trio
 
 from sandboxrt.client.callbacks import OutputCallback, run_callbacks
@@ -14,7 +15,7 @@ from sandboxrt.client.command import AsyncCommandHandle
 from sandboxrt.client.leases import LeaseKeeper
 from sandboxrt.client.owner import Owner
 from sandboxrt.client.session import CommandSession, new_command_id
-from sandboxrt.errors import SandboxClientError, SandboxOperationError
+from sandboxrt.errors import SandboxClientError, SandboxNotReadyError, SandboxOperationError
 from sandboxrt.models import ExecutionResult, IsolationReport, OutputChunk
 from sandboxrt.protocol.exec import Execute
 from sandboxrt.protocol.rest import SandboxInfo
@@ -260,7 +261,7 @@ class AsyncSandbox:
         close_stdin = (wait and not pty) if close_input is None else close_input and not pty
         session = await CommandSession.start(
             self._owner,
-            self._info,
+            self._usable(),
             Execute(
                 command=command,
                 command_id=new_command_id(),
@@ -311,7 +312,7 @@ class AsyncSandbox:
         if stdout_offset < 0 or stderr_offset < 0:
             raise ValueError("offsets must not be negative")
         session = await CommandSession.reconnect(
-            self._owner, self._info, command_id, stdout_offset, stderr_offset, headers
+            self._owner, self._usable(), command_id, stdout_offset, stderr_offset, headers
         )
         return AsyncCommandHandle(session, stdin_closed=False, pty=False)
 
@@ -334,7 +335,7 @@ class AsyncSandbox:
         """
         data = content.encode() if isinstance(content, str) else bytes(content)
         with _time_limit(timeout) as scope:
-            await self._owner.transport.with_headers(headers).write_file(self._info, path, _Pieces(data))
+            await self._owner.transport.with_headers(headers).write_file(self._usable(), path, _Pieces(data))
         if scope.cancelled_caught:
             raise SandboxOperationError(f"{path} was not written within {timeout:g} s", "write", "Timeout")
 
@@ -353,10 +354,35 @@ class AsyncSandbox:
         """
         data = b""
         with _time_limit(timeout) as scope:
-            data = await self._owner.transport.with_headers(headers).read_file(self._info, path)
+            data = await self._owner.transport.with_headers(headers).read_file(self._usable(), path)
         if scope.cancelled_caught:
             raise SandboxOperationError(f"{path} was not read within {timeout:g} s", "read", "Timeout")
         return data
+
+    async def stop(self, *, headers: Mapping[str, str] | None = None) -> None:
+        """End all that runs in it, politely (SIGTERM, a few seconds, SIGKILL); its files stay. Idempotent.
+
+        This object's ``status`` is ``stopped`` then, and :meth:`start` makes it usable again.
+
+        Raises:
+            SandboxNotReadyError: It is neither ready nor stopped.
+
+        Source: protocol.md §2.4.
+        """
+        await self._owner.transport.with_headers(headers).stop_sandbox(self.name)
+        self._info = attrs.evolve(self._info, status="stopped", dataplane_url=None)
+
+    async def start(self, *, timeout: float = 120, headers: Mapping[str, str] | None = None) -> None:
+        """Make it ready again after :meth:`stop`, its files as they were, and wait for that. Idempotent.
+
+        Raises:
+            ResourceCreationError: It could not be started; the message says why, and the files are still there.
+            ResourceTimeoutError: It was not ready after ``timeout`` seconds; it still becomes so.
+
+        Source: protocol.md §2.4.
+        """
+        info = await self._owner.transport.with_headers(headers).start_sandbox(self.name, timeout)
+        self._info = attrs.evolve(self._info, status=info.status, dataplane_url=info.dataplane_url)
 
     async def isolation(self) -> IsolationReport:
         """What isolation this sandbox really has.
@@ -374,6 +400,12 @@ class AsyncSandbox:
         await self._owner.transport.with_headers(headers).delete_sandbox(self.name)
         if self._lease is not None:
             self._lease.end()
+
+    def _usable(self) -> SandboxInfo:
+        """What is known of it. A server may wake what is stopped; here a stop means a stop until ``start``."""
+        if self._info.status == "stopped":
+            raise SandboxNotReadyError(f"Sandbox '{self.name}' is not ready (status: stopped); start() it first")
+        return self._info
 
     async def __aenter__(self) -> Self:
         return self

@@ -43,6 +43,7 @@ class HostConfig:
         max_concurrent_creates: Sandboxes being started at once; more wait their turn.
         max_concurrent_deletes: Sandboxes being removed at once, likewise.
         cleanup_limit_s: How long the removal of one sandbox may take before it is left to the next start.
+        stop_grace_s: How long the processes of a sandbox that is stopped may take to end themselves after SIGTERM.
         command: Bounds of each command.
         sessions: Bounds of each sandbox's commands together.
         spill_quota_bytes: Disk for the output of one sandbox's commands that is too much for memory.
@@ -58,6 +59,7 @@ class HostConfig:
     max_concurrent_creates: int = attrs.field(factory=_default_concurrency)
     max_concurrent_deletes: int = attrs.field(factory=_default_concurrency)
     cleanup_limit_s: float = 30.0
+    stop_grace_s: float = 5.0
     command: CommandSettings = attrs.field(factory=CommandSettings)
     sessions: SessionLimits = attrs.field(factory=SessionLimits)
     spill_quota_bytes: int = 4 * 1024**3

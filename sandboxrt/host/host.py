@@ -319,6 +319,39 @@ class Host:
         if sandbox.cleanup_error is not None:
             raise sandbox.cleanup_error
 
+    async def stop_sandbox(self, name: str) -> SandboxInfo:
+        """End all that runs in a sandbox; its files stay. Idempotent.
+
+        Raises:
+            SandboxNotReadyError: It is neither ready nor stopped.
+
+        Cancellation: The stop goes on; only the waiting ends.
+        """
+        sandbox = await self.find(name)
+        sandbox.stop()
+        await _first(sandbox.at_rest, sandbox.removed)
+        return sandbox.info
+
+    async def start_sandbox(self, name: str, timeout_s: float | None = 120.0) -> SandboxInfo:
+        """Make a stopped sandbox ready again. Idempotent.
+
+        Args:
+            name: Its name or id.
+            timeout_s: How long to wait for that; ``None`` = not at all.
+
+        Raises:
+            SandboxNotReadyError: It failed for good, or is being deleted.
+            ResourceCreationError: It could not be started; its files are still there.
+            ResourceTimeoutError: It is not ready in time; it still becomes so.
+
+        Cancellation: The start goes on; only the waiting ends.
+        """
+        sandbox = await self.find(name)
+        sandbox.start_again()
+        if timeout_s is None:
+            return sandbox.info
+        return await self._await_ready(sandbox, timeout_s)
+
     async def sandbox_status(self, name: str) -> ResourceStatus:
         """A sandbox's status and, if it failed, why."""
         info = (await self.find(name)).info
@@ -331,7 +364,9 @@ class Host:
             ResourceCreationError: It failed.
             ResourceTimeoutError: It is not ready in time.
         """
-        sandbox = await self.find(name)
+        return await self._await_ready(await self.find(name), timeout_s)
+
+    async def _await_ready(self, sandbox: Sandbox, timeout_s: float) -> SandboxInfo:
         await self._await_settled(sandbox, timeout_s)
         if sandbox.error is not None:
             raise ResourceCreationError(
@@ -548,6 +583,18 @@ class Host:
     def _check_open(self) -> None:
         if self._closed:
             raise ClientClosedError("The host is closed")
+
+
+async def _first(*events: trio.Event) -> None:
+    """Wait for one of the events."""
+    async with trio.open_nursery() as nursery:
+
+        async def watch(event: trio.Event) -> None:
+            await event.wait()
+            nursery.cancel_scope.cancel()
+
+        for event in events:
+            nursery.start_soon(watch, event)
 
 
 def _check(request: CreateSandbox) -> None:

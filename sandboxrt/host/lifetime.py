@@ -9,7 +9,7 @@ import math
 
 from sandboxrt.errors import ValidationError
 
-__all__ = ["check_ttl", "expiry"]
+__all__ = ["check_ttl", "expiry", "expiry_at_rest"]
 
 
 def expiry(
@@ -27,6 +27,22 @@ def expiry(
     absolute = created_at + ttl_seconds if ttl_seconds else math.inf
     idle = last_active_at + idle_ttl_seconds if idle_ttl_seconds and not busy else math.inf
     return min(absolute, idle)
+
+
+def expiry_at_rest(
+    *, created_at: float, stopped_at: float | None, ttl_seconds: int | None, delete_after_stop_seconds: int | None
+) -> float:
+    """The same for a sandbox that is stopped; its idle time does not count.
+
+    Args:
+        created_at: When it was made.
+        stopped_at: When it was stopped, where that is known.
+        ttl_seconds: Longest life; ``None`` or 0 = no limit.
+        delete_after_stop_seconds: Longest time in this state, likewise.
+    """
+    absolute = created_at + ttl_seconds if ttl_seconds else math.inf
+    known = stopped_at is not None and delete_after_stop_seconds
+    return min(absolute, stopped_at + delete_after_stop_seconds if known else math.inf)  # type: ignore[operator]
 
 
 def check_ttl(field: str, value: int | None) -> None:

@@ -1,7 +1,8 @@
 """The sandbox actor: one container from its making to its removal, and everything that runs in it.
 
 Its task is :meth:`Sandbox.run`, which a host owns. It makes the container, serves until the container dies or somebody
-asks for deletion, and removes all that was made, whatever happened before. What goes wrong here ends this sandbox and
+asks for its stop or deletion, makes another one when it is started again, and in the end removes all that was made,
+whatever happened before. What goes wrong here ends this sandbox and
 what runs in it, with errors that its users see; it never reaches a sibling.
 """
 
@@ -17,7 +18,7 @@ from pathlib import Path
 import trio
 
 from sandboxrt.actors import RestartPolicy, sole_error, supervise
-from sandboxrt.engine.base import Container, Feature, Identity, Process
+from sandboxrt.engine.base import Container, ExecFailedError, Feature, Identity, Process, ProcessSpec, SpawnFailedError
 from sandboxrt.errors import (
     ResourceCreationError,
     SandboxClientError,
@@ -29,7 +30,7 @@ from sandboxrt.host.command import Command, StartError
 from sandboxrt.host.files import SandboxFile, open_file, read_file, resolve_path, write_file
 from sandboxrt.host.launch import ImageSettings, Launcher
 from sandboxrt.host.lease import Lease
-from sandboxrt.host.lifetime import expiry
+from sandboxrt.host.lifetime import expiry, expiry_at_rest
 from sandboxrt.host.provision import Workshop, make_container, new_launcher, record_sandbox, sandbox_dir
 from sandboxrt.host.search import Searcher
 from sandboxrt.host.sessions import SessionTable
@@ -44,6 +45,8 @@ from sandboxrt.store import SandboxRow
 __all__ = ["Sandbox", "SandboxStatus"]
 
 _log = logging.getLogger("sandboxrt.host")
+_GOODBYE = "kill -TERM -1 2>/dev/null; while kill -0 -1 2>/dev/null; do sleep 0.05; done"
+"""As the container's root: neither its first process nor the shell itself is meant by -1. Killed with the rest."""
 _SERVANT = RestartPolicy(max_restarts=3, within_s=60.0)
 
 
@@ -81,9 +84,11 @@ class Sandbox:
         self.recorded: trio.Event = trio.Event()
         """Set once the store knows it, or it has failed before."""
         self.settled: trio.Event = trio.Event()
-        """Set once it is ready or has failed."""
+        """Set once it is ready or has failed; another one after each start."""
+        self.at_rest: trio.Event = trio.Event()
+        """Set once nothing runs in it any more after a stop; another one after each start."""
         self.gone: trio.Event = trio.Event()
-        """Set once what runs in it is ended: its container died, or it is being deleted."""
+        """Set once what runs in it is ended: its container died, or it is being stopped or deleted."""
         self.removed: trio.Event = trio.Event()
         """Set once nothing of it is left (or what is left was reported)."""
         self.error: SandboxClientError | None = None
@@ -100,13 +105,17 @@ class Sandbox:
         self._folder: Path | None = None
         self._scope = trio.CancelScope()
         self._nursery: trio.Nursery | None = None
-        self._sessions = SessionTable(self._new_command, self._start_command, workshop.config.sessions)
+        self._sessions = self._new_sessions()
         self._quota = SpillQuota(workshop.config.spill_quota_bytes)
         self._lifetime_changed = trio.lowlevel.ParkingLot()
         self._created_at = trio.current_time()
         self._last_active_at = self._created_at
         self._file_operations = 0
         self._kept = False
+        self._has_files = False
+        """Whether it was ready once, so that what is in it is somebody's."""
+        self._stop_asked = trio.Event()
+        self._start_asked = False
         if row is not None:
             self._adopt(row)
 
@@ -117,9 +126,10 @@ class Sandbox:
         self.status = SandboxStatus(row.status)
         if self.status is SandboxStatus.FAILED:
             self.error = ResourceCreationError(row.status_message or "Sandbox provisioning failed", "sandbox")
-        self.handed_over = True
+        self.handed_over = self._has_files = True
         self.recorded.set()
         self.settled.set()
+        self.at_rest.set()
 
     def __repr__(self) -> str:
         return f"<Sandbox {self.name!r} {self.status.value} with {self._sessions.running} commands>"
@@ -176,10 +186,13 @@ class Sandbox:
 
     async def _live(self) -> None:
         try:
-            if self.settled.is_set():
+            if not self.settled.is_set():
+                await self._provision()
+                await self._serve()
+            while True:
                 await self._rest()
-            await self._provision()
-            await self._serve()
+                if await self._started_again():
+                    await self._serve()
         except Exception as error:  # noqa: BLE001  its failure is its users' news, and nobody else's
             await self._fail(sole_error(error))
             await trio.sleep_forever()
@@ -209,28 +222,80 @@ class Sandbox:
 
     def keep(self) -> None:
         """Ask for its end, its record and files kept for the next host; deleted instead when it is half made."""
-        if self.status in (SandboxStatus.PROVISIONING, SandboxStatus.DELETING):
+        if self.status is SandboxStatus.DELETING or not self._has_files:
             self.delete()
             return
         self._kept = True
         self.gone.set()
         self._scope.cancel()
 
+    def stop(self) -> None:
+        """Ask for the end of all that runs in it; its files stay. Never waits; ``at_rest`` tells when it is done.
+
+        Raises:
+            SandboxNotReadyError: It is neither ready nor stopped.
+        """
+        if self.status is SandboxStatus.STOPPED:
+            return
+        if self.status is not SandboxStatus.READY:
+            raise self._not_ready()
+        self.status = SandboxStatus.STOPPED
+        self._stop_asked.set()
+
+    def start_again(self) -> None:
+        """Ask for it to be ready again. Never waits; ``settled`` tells when it is, or has failed.
+
+        Raises:
+            SandboxNotReadyError: It is being deleted, or failed for good.
+        """
+        if self.status in (SandboxStatus.READY, SandboxStatus.PROVISIONING):
+            return
+        if self.status is not SandboxStatus.STOPPED and not (
+            self.status is SandboxStatus.FAILED and self._folder is not None and self._has_files
+        ):
+            raise self._not_ready()
+        self.status = SandboxStatus.PROVISIONING
+        self.error = None
+        self.settled = trio.Event()
+        self._start_asked = True
+        self._lifetime_changed.unpark_all()
+
     async def _rest(self) -> None:
-        """Be there, without anything running; only its absolute TTL goes on."""
+        """Be there, without anything running, until it is started again; its days may be numbered."""
+        while not self._start_asked:
+            deadline = self._rests_until()
+            if deadline <= trio.current_time():
+                self.delete()
+                await trio.sleep_forever()
+            with trio.move_on_at(deadline):
+                await self._lifetime_changed.park()
+
+    def _rests_until(self) -> float:
         row = self._row
         assert row is not None
-        while row.ttl_seconds:
-            left = self._created_at + row.ttl_seconds - trio.current_time()
-            if left <= 0:
-                self.delete()
-                break
-            with trio.move_on_after(left):
-                await self._lifetime_changed.park()
-            row = self._row or row
-        while self.status is not SandboxStatus.DELETING:
-            await self._lifetime_changed.park()
-        await trio.sleep_forever()
+        stopped_at = None if row.stopped_at is None else self._created_at + _seconds_between(row, row.stopped_at)
+        return expiry_at_rest(
+            created_at=self._created_at,
+            stopped_at=stopped_at,
+            ttl_seconds=row.ttl_seconds,
+            delete_after_stop_seconds=row.delete_after_stop_seconds,
+        )
+
+    async def _started_again(self) -> bool:
+        """Whether the start succeeded. If not, the files stay, and another one may be tried."""
+        self._start_asked = False
+        self._stop_asked, self.at_rest = trio.Event(), trio.Event()
+        try:
+            await self._boot()
+            return True
+        except Exception as error:  # noqa: BLE001  as that of a first start
+            self.error = _public(sole_error(error), self.name)
+        self.status = SandboxStatus.FAILED
+        with self._noting_trouble():
+            self._row = await self._shop.records.set_sandbox_status(self.id, "failed", str(self.error))
+        self.at_rest.set()
+        self.settled.set()
+        return False
 
     async def _provision(self) -> None:
         self._row, self.request = await record_sandbox(self._shop, self.request)
@@ -245,22 +310,65 @@ class Sandbox:
             self._container, self._image = await make_container(self._shop, self.request, row)
         self._launcher = new_launcher(self._container, self._image, self.request, row.run_config)
         self.status = SandboxStatus.READY
+        self._has_files = True
         self.touch()
         self.settled.set()
 
     async def _serve(self) -> None:
+        """Serve until it is to stop; then end all that runs in it.
+
+        Raises:
+            _DiedError: The container ended by itself.
+        """
         assert self._container is not None
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
             nursery.start_soon(supervise, self._sessions.run, self._servant_failed, _SERVANT)
             nursery.start_soon(supervise, self._watch_lifetime, self._servant_failed, _SERVANT)
             nursery.start_soon(supervise, self._record_ready, self._servant_failed, _SERVANT)
-            reason = await self._container.wait_dead()
-            self.status = SandboxStatus.FAILED
-            self.error = SandboxClientError(f"Sandbox '{self.name}' died: {reason}")
+            nursery.start_soon(self._watch_container, self._container, nursery.cancel_scope)
+            await self._stop_asked.wait()
+            await self._say_goodbye()
             self.gone.set()
             nursery.cancel_scope.cancel()
-        raise _DiedError
+        if self.error is not None:
+            raise _DiedError
+        await self._come_to_rest()
+
+    async def _watch_container(self, container: Container, serving: trio.CancelScope) -> None:
+        reason = await container.wait_dead()
+        self.status = SandboxStatus.FAILED
+        self.error = SandboxClientError(f"Sandbox '{self.name}' died: {reason}")
+        self.gone.set()
+        serving.cancel()
+
+    async def _say_goodbye(self) -> None:
+        """SIGTERM for every process, and a bounded while to follow it."""
+        assert self._container is not None
+        with trio.move_on_after(self._shop.config.stop_grace_s):
+            try:
+                process = await self._container.spawn(
+                    ProcessSpec(argv=("/bin/sh", "-c", _GOODBYE), env={}, cwd="/", identity=Identity(0, 0))
+                )
+            except (SpawnFailedError, ExecFailedError, OSError, trio.BrokenResourceError):
+                return  # no shell, or no room for another process: they are killed at once
+            try:
+                await process.wait()
+            finally:
+                await process.aclose()
+
+    async def _come_to_rest(self) -> None:
+        with trio.CancelScope(shield=True):
+            await self._sessions.aclose()
+            if self._container is not None:
+                with self._noting_trouble():
+                    await self._container.close()
+                self._container = self._launcher = None
+        self._sessions = self._new_sessions()
+        self.gone = trio.Event()
+        with self._noting_trouble():
+            self._row = await self._shop.records.set_sandbox_status(self.id, "stopped")
+        self.at_rest.set()
 
     async def _record_ready(self) -> None:
         self._row = await self._shop.records.set_sandbox_status(self.id, "ready")
@@ -313,8 +421,9 @@ class Sandbox:
                 if self._container is not None:
                     await self._container.close()
                     self._container = None
-                if self.status is SandboxStatus.READY:
+                if self.status in (SandboxStatus.READY, SandboxStatus.PROVISIONING):
                     self.status = SandboxStatus.STOPPED
+                if self.status is SandboxStatus.STOPPED and not self.at_rest.is_set():
                     self._row = await self._shop.records.set_sandbox_status(self.id, "stopped")
 
     async def _free(self) -> None:
@@ -416,9 +525,14 @@ class Sandbox:
 
     def _ready(self) -> tuple[Container, Launcher]:
         if self.status is not SandboxStatus.READY or self._container is None or self._launcher is None:
-            why = f": {self.error}" if self.error is not None else ""
-            raise SandboxNotReadyError(f"Sandbox '{self.name}' is not ready (status: {self.status.value}){why}")
+            raise self._not_ready()
         return self._container, self._launcher
+
+    def _not_ready(self) -> SandboxNotReadyError:
+        why = f": {self.error}" if self.error is not None else ""
+        if self.status is SandboxStatus.STOPPED:
+            why = "; start it first"
+        return SandboxNotReadyError(f"Sandbox '{self.name}' is not ready (status: {self.status.value}){why}")
 
     @contextlib.contextmanager
     def _busy_with_file(self) -> Iterator[None]:
@@ -466,6 +580,8 @@ class Sandbox:
         """What readers of its commands are told when it ended them."""
         if self.status is SandboxStatus.DELETING:
             return ErrorFrame(f"Sandbox '{self.name}' was deleted while the command ran", "SandboxDeleted")
+        if self.status is SandboxStatus.STOPPED:
+            return ErrorFrame(f"Sandbox '{self.name}' was stopped while the command ran", "SandboxStopped")
         return ErrorFrame(str(self.error or f"Sandbox '{self.name}' is gone"), "SandboxDied")
 
     async def start(self, request: Execute) -> Process:
@@ -482,6 +598,9 @@ class Sandbox:
     async def oom_kills(self) -> int:
         """The container's count of processes killed for lack of memory."""
         return await self._container.oom_kills() if self._container is not None else 0
+
+    def _new_sessions(self) -> SessionTable:
+        return SessionTable(self._new_command, self._start_command, self._shop.config.sessions)
 
     def _new_command(self, command_id: str, request: Execute, on_finished: Callable[[Command], None]) -> Command:
         def finished(command: Command) -> None:
@@ -514,6 +633,10 @@ def _public(error: Exception, name: str) -> SandboxClientError:
         return error
     _log.error("sandbox %s failed in the host", name, exc_info=error)
     return ResourceCreationError(f"Sandbox '{name}' failed: {error}", "sandbox", type(error).__name__)
+
+
+def _seconds_between(row: SandboxRow, later: str) -> float:
+    return (datetime.fromisoformat(later) - datetime.fromisoformat(row.created_at)).total_seconds()
 
 
 def _wall_clock(deadline: float) -> str:

@@ -49,8 +49,6 @@ _SORTS: Final = {
     "delete_after_stop_seconds": lambda info: info.delete_after_stop_seconds or 0,
 }
 _LATER: Final = (
-    ("start", ("POST",), "start and stop of sandboxes"),
-    ("stop", ("POST",), "start and stop of sandboxes"),
     ("snapshot", ("POST",), "captures of sandboxes"),
     ("service-url", ("POST",), "service URLs"),
     ("service-urls", ("GET", "DELETE"), "service URLs"),
@@ -86,6 +84,8 @@ class Boxes:
             Route(one, self._update, methods=["PATCH"]),
             Route(one, self._delete, methods=["DELETE"]),
             Route(one + "/status", self._status, methods=["GET"]),
+            Route(one + "/start", self._start, methods=["POST"]),
+            Route(one + "/stop", self._stop, methods=["POST"]),
             Route(one + "/lease", self._renew_lease, methods=["POST"]),
             Route(one + "/isolation", self._isolation, methods=["GET"]),
             *(Route(f"{one}/{word}", self._later(what), methods=list(methods)) for word, methods, what in _LATER),
@@ -162,6 +162,17 @@ class Boxes:
     async def _status(self, request: Request) -> Response:
         found = await self.find(tenant_of(request), parameter(request, "name"))
         return JSONResponse(status_to_json(ResourceStatus(found.status, found.status_message)))
+
+    async def _start(self, request: Request) -> Response:
+        found = await self.find(tenant_of(request), parameter(request, "name"))
+        return self._reply(await self.host.start_sandbox(found.id, None), 202)
+
+    async def _stop(self, request: Request) -> Response:
+        found = await self.find(tenant_of(request), parameter(request, "name"))
+        # The stop goes on by itself; from its beginning on the sandbox says that it is stopped.
+        with trio.move_on_after(_DELETE_S):
+            await self.host.stop_sandbox(found.id)
+        return self._reply(await self.host.get_sandbox(found.id), 200)
 
     async def _renew_lease(self, request: Request) -> Response:
         found = await self.find(tenant_of(request), parameter(request, "name"))

@@ -36,6 +36,8 @@ __all__ = ["DataPlane", "DataPlaneSettings"]
 
 _log = logging.getLogger("sandboxrt.server")
 
+_WAKE_S = 30.0
+
 Handler = Callable[[str, Request], Awaitable[ASGIApp]]
 
 
@@ -152,7 +154,11 @@ class DataPlane:
         Raises:
             SandboxClientError: What the caller is told instead.
         """
-        return await self._resolve(connection)
+        sandbox = await self._resolve(connection)
+        if (await self._host.get_sandbox(sandbox)).status == "stopped":
+            # Newer clients expect a sandbox to wake when it is used; older ones do not even ask.
+            await self._host.start_sandbox(sandbox, _WAKE_S)
+        return sandbox
 
     async def _execute_ws(self, websocket: WebSocket) -> None:
         try:

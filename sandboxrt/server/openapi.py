@@ -303,6 +303,14 @@ def _paths() -> dict[str, Any]:
             "parameters": [_path("name", "The sandbox's name or id.")],
             "get": _operation("getSandboxStatus", "A sandbox's status", {200: "SandboxStatus"}, (404,)),
         },
+        "/boxes/{name}/start": {
+            "parameters": [_path("name", "The sandbox's name or id.")],
+            "post": _operation("startSandbox", "Begin to start a stopped sandbox", {202: "Sandbox"}, (400, 404)),
+        },
+        "/boxes/{name}/stop": {
+            "parameters": [_path("name", "The sandbox's name or id.")],
+            "post": _operation("stopSandbox", "Stop a sandbox; its files stay", {200: "Sandbox"}, (400, 404)),
+        },
         "/boxes/{name}/lease": {
             "parameters": [_path("name", "The sandbox's name or id.")],
             "post": _operation("renewLease", "Renew a sandbox's lease", {200: "Lease"}, (404, 422)),

@@ -254,6 +254,30 @@ class SandboxClient(BlockingClient[_trio_client.AsyncSandboxClient]):
         """Delete a sandbox and everything in it. Raises :class:`~sandboxrt.errors.ResourceNotFoundError`."""
         self._call(lambda: self._inner.delete_sandbox(name, headers=headers))
 
+    def start_sandbox(self, name: str, *, timeout: float = 120, headers: Mapping[str, str] | None = None) -> Sandbox:
+        """Start a stopped sandbox, its files as they were, and wait until it is ready. Idempotent.
+
+        Raises:
+            ResourceCreationError: It could not be started; the message says why, and the files are still there.
+            ResourceTimeoutError: It was not ready after ``timeout`` seconds; it still becomes so.
+            SandboxNotReadyError: It failed, or is being deleted.
+
+        Source: protocol.md §2.4.
+        """
+        return Sandbox._of(
+            self._call(lambda: self._inner.start_sandbox(name, timeout=timeout, headers=headers)), self._portal
+        )
+
+    def stop_sandbox(self, name: str, *, headers: Mapping[str, str] | None = None) -> None:
+        """End all that runs in a sandbox, politely (SIGTERM, a few seconds, SIGKILL); its files stay. Idempotent.
+
+        Raises:
+            SandboxNotReadyError: It is neither ready nor stopped.
+
+        Source: protocol.md §2.4.
+        """
+        self._call(lambda: self._inner.stop_sandbox(name, headers=headers))
+
     def create_snapshot(
         self,
         name: str,

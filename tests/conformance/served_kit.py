@@ -47,6 +47,12 @@ class ServedDriver:
     async def delete_sandbox(self, name: str) -> None:
         await self.transport.delete_sandbox(name)
 
+    async def start_sandbox(self, name: str, timeout_s: float) -> SandboxInfo:
+        return await self.transport.start_sandbox(name, timeout_s)
+
+    async def stop_sandbox(self, name: str) -> None:
+        await self.transport.stop_sandbox(name)
+
     async def sandbox_status(self, name: str) -> ResourceStatus:
         return await self.transport.sandbox_status(name)
 

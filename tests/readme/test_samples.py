@@ -211,3 +211,41 @@ def test_async_streaming_asyncio(readme_snapshot_id: str) -> None:
         result = asyncio.run(main())
     assert result.success
     assert "building" in stdout.getvalue()
+
+
+START_STOP_END = 'client.delete_sandbox("my-vm")\n'
+
+
+@attrs.frozen
+class _Snapshot:
+    """What the sample knows of the snapshot that an earlier one made."""
+
+    id: str
+
+
+def test_start_stop_blocking(readme_snapshot_id: str) -> None:
+    with sandboxrt.SandboxClient() as client:
+        names: dict[str, Any] = {"client": client, "snapshot": _Snapshot(readme_snapshot_id)}
+        exec(compile(_source("start_stop") + START_STOP_END, "start_stop.py", "exec"), names)
+    assert names["sandbox"].status == "ready"
+
+
+def _start_stop_async() -> Callable[..., Any]:
+    names: dict[str, Any] = {}
+    source = asynchronous(_source("start_stop") + START_STOP_END, ("client", "snapshot"))
+    exec(compile(source, "start_stop.py", "exec"), names)
+    return names["sample"]  # type: ignore[no-any-return]
+
+
+async def test_start_stop_trio(readme_snapshot_id: str) -> None:
+    async with sandboxrt.AsyncSandboxClient() as client:
+        names = await _start_stop_async()(client, _Snapshot(readme_snapshot_id))
+    assert names["sandbox"].status == "ready"
+
+
+def test_start_stop_asyncio(readme_snapshot_id: str) -> None:
+    async def main() -> dict[str, Any]:
+        async with sandboxrt.aio.AsyncSandboxClient() as client:
+            return await _start_stop_async()(client, _Snapshot(readme_snapshot_id))  # type: ignore[no-any-return]
+
+    assert asyncio.run(main())["sandbox"].status == "ready"

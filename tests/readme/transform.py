@@ -15,6 +15,10 @@ CALLS = frozenset(
         "reconnect",
         "run",
         "send_input",
+        "start",
+        "start_sandbox",
+        "stop",
+        "stop_sandbox",
         "write",
     }
 )

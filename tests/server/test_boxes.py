@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import httpx
 import pytest
 import trio
 
@@ -223,8 +224,6 @@ async def test_what_is_not_there_yet(tmp_path: Path) -> None:
     async with site(tmp_path) as here:
         await here.box()
         for method, path in (
-            ("POST", "/boxes/box/start"),
-            ("POST", "/boxes/box/stop"),
             ("POST", "/boxes/box/snapshot"),
             ("POST", "/boxes/box/service-url"),
             ("GET", "/boxes/box/service-urls"),
@@ -238,6 +237,34 @@ async def test_what_is_not_there_yet(tmp_path: Path) -> None:
         answer = await here.acme.put("/boxes/box", json={})
         assert detail(answer, 405)["error"] == "MethodNotAllowed" and "PATCH" in answer.headers["allow"]
         detail(await here.acme.get("/nothing"), 404)
+
+
+async def test_stop_start_and_wake(tmp_path: Path) -> None:
+    async with site(tmp_path) as here:
+        url = (await here.box())["dataplane_url"]
+
+        async def output(command: str) -> httpx.Response:
+            return await here.acme.post(url + "/execute", json={"command": command})
+
+        assert (await output("echo kept > /tmp/file")).json()["exit_code"] == 0
+        for _ in range(2):
+            stopped = await here.acme.post("/boxes/box/stop", json={})
+            assert (stopped.status_code, stopped.json()["status"]) == (200, "stopped")
+            # It is where it was: newer clients go on using the address.
+            assert stopped.json()["dataplane_url"] == url and stopped.json()["stopped_at"]
+        for _ in range(2):
+            assert (await here.acme.post("/boxes/box/start", json={})).status_code == 202
+        with trio.fail_after(10):
+            while (await here.acme.get("/boxes/box/status")).json()["status"] != "ready":
+                await trio.sleep(0.02)
+        assert (await output("cat /tmp/file")).json()["stdout"] == "kept\n"
+        await here.acme.post("/boxes/box/stop", json={})
+        # It wakes when it is used.
+        assert (await output("cat /tmp/file")).json()["stdout"] == "kept\n"
+        assert (await here.acme.get("/boxes/box")).json()["status"] == "ready"
+        for word in ("start", "stop"):
+            detail(await here.other.post(f"/boxes/box/{word}", json={}), 404)
+            detail(await here.acme.post(f"/boxes/none/{word}", json={}), 404)
 
 
 async def test_leases(tmp_path: Path) -> None:

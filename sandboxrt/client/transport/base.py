@@ -77,6 +77,14 @@ class Transport(Protocol):
         """Wait until a sandbox is ready."""
         ...
 
+    async def start_sandbox(self, name: str, timeout_s: float) -> SandboxInfo:
+        """Make a stopped sandbox ready again, and wait for that."""
+        ...
+
+    async def stop_sandbox(self, name: str) -> None:
+        """End all that runs in a sandbox; its files stay."""
+        ...
+
     async def renew_lease(self, name: str, seconds: int) -> None:
         """Say that the owner of a leased sandbox lives."""
         ...

@@ -51,6 +51,7 @@ from sandboxrt.protocol.rest_wire import (
 __all__ = ["HttpTransport"]
 
 _DISCARD_S: Final = 10.0
+_START_POLL_S: Final = 0.1
 _CREATE_MARGIN_S: Final = 30.0
 _EXECUTE_MARGIN_S: Final = 10.0
 _BOUNDARY: Final = "sandboxrt-4c1b7a52d0e94f6f8d3a"
@@ -175,6 +176,15 @@ class HttpTransport:
             if left <= 0:
                 raise ResourceTimeoutError(f"Sandbox '{name}' not ready after {timeout_s:g}s", "sandbox", now.status)
             await trio.sleep(min(poll_interval_s, left))
+
+    async def start_sandbox(self, name: str, timeout_s: float) -> SandboxInfo:
+        """Ask for the start, then for the status until it is ready."""
+        await self._control(Call.SANDBOX, "POST", _box(name) + "/start", json={}, subject=name)
+        return await self.wait_for_sandbox(name, timeout_s, _START_POLL_S)
+
+    async def stop_sandbox(self, name: str) -> None:
+        """Ask for the stop, and wait until it is done, as far as the server says so."""
+        await self._control(Call.SANDBOX, "POST", _box(name) + "/stop", json={}, subject=name)
 
     async def renew_lease(self, name: str, seconds: int) -> None:
         """Say that a sandbox's owner lives."""

@@ -69,6 +69,14 @@ class LocalTransport:
         """Wait until a sandbox is ready."""
         return await self.host.wait_for_sandbox(name, timeout_s, poll_interval_s)
 
+    async def start_sandbox(self, name: str, timeout_s: float) -> SandboxInfo:
+        """Make a stopped sandbox ready again."""
+        return await self.host.start_sandbox(name, timeout_s)
+
+    async def stop_sandbox(self, name: str) -> None:
+        """End all that runs in a sandbox."""
+        await self.host.stop_sandbox(name)
+
     async def renew_lease(self, name: str, seconds: int) -> None:
         """Say that the owner of a leased sandbox lives."""
         await self.host.renew_lease(name)

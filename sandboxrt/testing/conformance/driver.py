@@ -81,6 +81,14 @@ class Driver(Protocol):
         """As the host's."""
         ...
 
+    async def start_sandbox(self, name: str, timeout_s: float) -> SandboxInfo:
+        """As the host's."""
+        ...
+
+    async def stop_sandbox(self, name: str) -> object:
+        """As the host's."""
+        ...
+
     async def sandbox_status(self, name: str) -> ResourceStatus:
         """As the host's."""
         ...

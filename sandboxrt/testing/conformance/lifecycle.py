@@ -9,8 +9,9 @@ import attrs
 import trio
 
 from sandboxrt.errors import ResourceNameConflictError, ResourceNotFoundError, SandboxClientError, ValidationError
+from sandboxrt.protocol.exec import Execute, Exit
 from sandboxrt.protocol.rest import CreateSandbox, SandboxInfo, UpdateSandbox
-from sandboxrt.testing.conformance.driver import Case, Driver, by_name, new_name, run, sandbox
+from sandboxrt.testing.conformance.driver import Case, Driver, by_name, converse, new_name, run, sandbox
 
 __all__ = ["LIFECYCLE_CASES"]
 
@@ -128,6 +129,30 @@ async def names_and_ttls_can_change(driver: Driver) -> None:
         assert (await run(driver, renamed, "echo x")).stdout == "x\n"
         await driver.update_sandbox(renamed, UpdateSandbox(new_name=name))
         await _raises(ValidationError, driver.update_sandbox(name, UpdateSandbox(ttl_seconds=1)))
+
+
+@_case
+async def a_stop_keeps_files_and_nothing_else(driver: Driver) -> None:
+    """Both are idempotent; what runs ends with an error that says why; used while stopped, it says so or wakes."""
+    async with sandbox(driver) as name:
+        await run(driver, name, "echo one > /tmp/file; echo two > /root/file")
+        async with converse(driver, name, Execute(command="echo up; sleep 1000")) as reader:
+            await reader.until("up")
+            await driver.stop_sandbox(name)
+            outcome = await reader.to_end()
+        assert isinstance(outcome.end, Exit) or outcome.error.error_type == "SandboxStopped"
+        await driver.stop_sandbox(name)
+        assert (await driver.get_sandbox(name)).status == "stopped"
+        assert name in [info.name for info in await driver.list_sandboxes()]
+        for _ in range(2):
+            info = await driver.start_sandbox(name, 30)
+            assert (info.name, info.status) == (name, "ready")
+        assert (await run(driver, name, "cat /tmp/file /root/file")).stdout == "one\ntwo\n"
+        await driver.stop_sandbox(name)
+        await driver.start_sandbox(name, 30)
+        assert (await run(driver, name, "cat /tmp/file")).stdout == "one\n"
+        await driver.stop_sandbox(name)
+    await _raises(ResourceNotFoundError, driver.get_sandbox(name))
 
 
 @_case
