@@ -118,7 +118,8 @@ class MemoryRecords:
     async def set_sandbox_status(self, name_or_id: str, status: str, message: str | None = None) -> SandboxRow:
         """Change a status."""
         row = await self.find_sandbox(name_or_id)
-        return self._put(attrs.evolve(row, status=status, status_message=message))
+        stopped_at = _now() if status == "stopped" else None
+        return self._put(attrs.evolve(row, status=status, status_message=message, stopped_at=stopped_at))
 
     async def update_sandbox(
         self,
