@@ -34,6 +34,7 @@ ROWS: Final = {
     "3": Row("snapshot from an image; an image that is missing"),
     "4": Row("create by id, name, neither, both"),
     "5": Row("create from an unknown snapshot"),
+    "13": Row("stop keeps files, start has them again; run on what is stopped"),
     "14": Row("list, get, delete, status; what is not there"),
     "17": Row("run: output, exit code, env, cwd, shell, missing cwd"),
     "18": Row("run(wait=False): id, pid, chunks, result"),
