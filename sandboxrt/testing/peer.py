@@ -265,6 +265,10 @@ class Peer:
             case ["DELETE", "snapshots", key] if unquote(key) in self.snapshots:
                 del self.snapshots[unquote(key)]
                 return Answer(204)
+        return self._of_sandbox(request)
+
+    def _of_sandbox(self, request: PeerRequest) -> Answer:
+        match [request.method, *request.path.strip("/").split("/")]:
             case ["POST", "execute"]:
                 return Answer(200, {"stdout": "over HTTP\n", "stderr": "", "exit_code": 0})
             case ["POST", "upload"]:
@@ -320,7 +324,7 @@ async def open_peer() -> AsyncIterator[Peer]:
     peer = Peer(listeners[0].socket.getsockname()[1])
     try:
         async with trio.open_nursery() as nursery:
-            await nursery.start(partial(trio.serve_listeners, peer._serve, listeners))  # noqa: SLF001
+            await nursery.start(partial(trio.serve_listeners, peer._serve, listeners))
             yield peer
             nursery.cancel_scope.cancel()
     except BaseExceptionGroup as group:

@@ -1,4 +1,4 @@
-"""What a scripted peer does with one WebSocket, as values: each step is one thing, right or wrong, that a server can do.
+"""What a scripted peer does with a WebSocket, as values: each step is one thing, right or wrong, that servers do.
 
 A script is a sequence of steps. After its last one the peer reads, answers pings and records until the client goes,
 so that whoever leaves a socket open is found out.
