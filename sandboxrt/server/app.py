@@ -33,6 +33,7 @@ from sandboxrt.server.metrics import Metrics
 from sandboxrt.server.openapi import document
 from sandboxrt.server.paths import WholeSegments, parameter
 from sandboxrt.server.snapshots import SnapshotRoutes
+from sandboxrt.server.unread import CloseUnread
 
 __all__ = ["CONTROL_PREFIXES", "DATA_PREFIX", "App", "AppSettings"]
 
@@ -104,7 +105,7 @@ class App:
             Route("/openapi.json", self._openapi, methods=["GET"]),
         ]
         gate = _Gate(_Routes(routes), authenticator, Turnstile(settings.key_limits))
-        self._app: ASGIApp = AccessLog(WholeSegments(gate), self.metrics)
+        self._app: ASGIApp = AccessLog(CloseUnread(WholeSegments(gate)), self.metrics)
         self._document = document(settings.public_url)
 
     def __repr__(self) -> str:

@@ -31,7 +31,7 @@ from sandboxrt.protocol.rest_wire import (
 from sandboxrt.server.auth import Tenant, tenant_of
 from sandboxrt.server.errors import not_implemented
 from sandboxrt.server.paths import parameter
-from sandboxrt.server.replies import read_json
+from sandboxrt.server.replies import pass_over_body, read_json
 
 __all__ = ["Boxes", "whole"]
 
@@ -164,10 +164,12 @@ class Boxes:
         return JSONResponse(status_to_json(ResourceStatus(found.status, found.status_message)))
 
     async def _start(self, request: Request) -> Response:
+        await pass_over_body(request)
         found = await self.find(tenant_of(request), parameter(request, "name"))
         return self._reply(await self.host.start_sandbox(found.id, None), 202)
 
     async def _stop(self, request: Request) -> Response:
+        await pass_over_body(request)
         found = await self.find(tenant_of(request), parameter(request, "name"))
         # The stop goes on by itself; from its beginning on the sandbox says that it is stopped.
         with trio.move_on_after(_DELETE_S):
@@ -175,6 +177,7 @@ class Boxes:
         return self._reply(await self.host.get_sandbox(found.id), 200)
 
     async def _renew_lease(self, request: Request) -> Response:
+        await pass_over_body(request)
         found = await self.find(tenant_of(request), parameter(request, "name"))
         return JSONResponse({"lease_seconds": await self.host.renew_lease(found.id)})
 
@@ -184,6 +187,7 @@ class Boxes:
 
     def _later(self, what: str) -> Callable[[Request], Awaitable[Response]]:
         async def answer(request: Request) -> Response:
+            await pass_over_body(request)
             await self.find(tenant_of(request), parameter(request, "name"))
             return not_implemented(what)
 

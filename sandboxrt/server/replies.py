@@ -28,7 +28,16 @@ from sandboxrt.errors import (
 )
 from sandboxrt.protocol.exec import ErrorFrame
 
-__all__ = ["MAX_JSON_BYTES", "BodyError", "BusyError", "error_reply", "frame_reply", "read_json", "reply"]
+__all__ = [
+    "MAX_JSON_BYTES",
+    "BodyError",
+    "BusyError",
+    "error_reply",
+    "frame_reply",
+    "pass_over_body",
+    "read_json",
+    "reply",
+]
 
 MAX_JSON_BYTES = 4 * 1024**2
 """The longest JSON body that is read: a command, its environment and its input."""
@@ -100,6 +109,26 @@ async def read_json(request: Request) -> dict[str, Any]:
     Raises:
         BodyError: It is none, is too long, or does not come.
     """
+    body = await _read_body(request)
+    try:
+        value = json.loads(body, parse_constant=_no_constant)
+    except (ValueError, RecursionError):
+        raise BodyError("The body must be a JSON object") from None
+    if not isinstance(value, dict):
+        raise BodyError("The body must be a JSON object")
+    return value
+
+
+async def pass_over_body(request: Request) -> None:
+    """Take a body that says nothing. One that is left unread costs the client its connection, without a word.
+
+    Raises:
+        BodyError: It is too long, or does not come.
+    """
+    await _read_body(request)
+
+
+async def _read_body(request: Request) -> bytes:
     body = bytearray()
     try:
         stream = request.stream()
@@ -115,13 +144,7 @@ async def read_json(request: Request) -> dict[str, Any]:
         raise BodyError("The body does not come", 408, "RequestTimeout") from None
     except ClientDisconnect:
         raise BodyError("The body ends before its end") from None
-    try:
-        value = json.loads(body, parse_constant=_no_constant)
-    except (ValueError, RecursionError):
-        raise BodyError("The body must be a JSON object") from None
-    if not isinstance(value, dict):
-        raise BodyError("The body must be a JSON object")
-    return value
+    return bytes(body)
 
 
 def _no_constant(name: str) -> None:

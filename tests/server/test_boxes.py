@@ -285,3 +285,16 @@ async def test_leases(tmp_path: Path) -> None:
         for wrong in ("0", "-1", "3601", "x", "1.5", "9" * 5, ""):
             refused = await here.acme.post("/boxes", json={"name": "new"}, headers={"Sandboxrt-Lease": wrong})
             assert "header.sandboxrt-lease" in faults(refused), wrong
+
+
+async def test_a_request_that_is_not_read_whole_is_told_that_its_connection_ends(tmp_path: Path) -> None:
+    async with site(tmp_path) as here:
+        for path, status in (("/nothing", 404), ("/boxes/none/status", 405)):
+            answer = await here.acme.post(path, content=b"x" * 300_000)
+            assert (answer.status_code, answer.headers.get("connection")) == (status, "close")
+        refused = await here.nobody.post("/boxes", content=b"x" * 300_000)
+        assert (refused.status_code, refused.headers.get("connection")) == (401, "close")
+        for _ in range(20):
+            kept = await here.acme.post("/boxes/none/start", json={})
+            assert (kept.status_code, kept.headers.get("connection")) == (404, None)
+        assert (await here.acme.get("/boxes")).headers.get("connection") is None
