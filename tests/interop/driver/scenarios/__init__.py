@@ -6,10 +6,11 @@ from collections.abc import Awaitable, Callable
 
 from context import Context
 
-from scenarios import commands, control, extras, faults, files, sessions
+from scenarios import commands, control, extras, faults, files, lifecycle, sessions
 
 SCENARIOS: dict[str, Callable[[Context], Awaitable[None]]] = {
     **control.SCENARIOS,
+    **lifecycle.SCENARIOS,
     **commands.SCENARIOS,
     **sessions.SCENARIOS,
     **faults.SCENARIOS,

@@ -118,29 +118,6 @@ async def names(context: Context) -> None:
         same((error.resource_type, str(error)), ("snapshot", f"Snapshot '{missing}' not found"), "not found")
 
 
-async def stopping(context: Context) -> None:
-    """Row 13: a stop keeps the files, also those in /tmp; a start has them again; older clients refuse, newer wake."""
-    async with context.client() as client, await client.sandbox(context.options["snapshot_id"]) as sandbox:
-        await sandbox.run("echo one > /tmp/state.txt; echo two > /root/state.txt")
-        handle = await sandbox.run("sleep 1000", wait=False)
-        await sandbox.stop()
-        same((await client.get_sandbox_status(sandbox.name)).status, "stopped", "the status after a stop")
-        same((await handle.result).exit_code, 143, "the code of what followed SIGTERM")
-        await sandbox.start()
-        same(sandbox.status, "ready", "the status after a start")
-        output = (await sandbox.run("cat /tmp/state.txt /root/state.txt; pgrep -x sleep || echo none")).stdout
-        same(output, "one\ntwo\nnone\n", "files and processes after a start")
-        await client.stop_sandbox(sandbox.name)
-        again = await client.start_sandbox(sandbox.name)
-        same((await again.run("cat /tmp/state.txt")).stdout, "one\n", "the file after another start")
-        await again.stop()
-        if context.seed:
-            await raises(ls.SandboxNotReadyError, again.run("cat /tmp/state.txt"))
-        else:
-            same((await again.run("cat /tmp/state.txt")).stdout, "one\n", "what woke")
-            same((await client.get_sandbox_status(sandbox.name)).status, "ready", "the status of what woke")
-
-
 async def clean_up(context: Context) -> None:
     """Row 38: the context manager deletes, whatever happened; a delete that fails is swallowed."""
     async with context.client() as client:
@@ -164,7 +141,6 @@ SCENARIOS = {
     "3": snapshots,
     "4": creation,
     "5": unknown_snapshot,
-    "13": stopping,
     "14": names,
     "38": clean_up,
 }
