@@ -16,6 +16,7 @@ from rich.table import Table
 from sandboxrt.errors import SandboxClientError
 from sandboxrt.host.config import default_state_dir
 from sandboxrt.store import DEFAULT_TENANT, KeyRecords, Store
+from sandboxrt.store.keys import key_id as id_within
 
 __all__ = ["keys"]
 
@@ -36,7 +37,7 @@ def keys() -> None:
 @_STATE_DIR
 def create(*, tenant: str, label: str, state_dir: Path | None) -> None:
     """Make a key and print it. It is never shown again."""
-    made = _with_keys(state_dir, lambda records: records.create(tenant, label))
+    made = _with_keys(state_dir, lambda records: records.create(tenant, label), new=True)
     click.echo(made.secret)
 
 
@@ -60,13 +61,22 @@ def list_keys(*, as_json: bool, state_dir: Path | None) -> None:
 @_STATE_DIR
 def revoke(*, key_id: str, state_dir: Path | None) -> None:
     """Make a key useless, within seconds, for good. ID is the part of the key between the underscores."""
-    _with_keys(state_dir, lambda records: records.revoke(key_id))
-    click.echo(f"revoked {key_id}")
+    # Somebody who pastes the whole key must not see its secret repeated.
+    identifier = id_within(key_id) or key_id
+    _with_keys(state_dir, lambda records: records.revoke(identifier))
+    click.echo(f"revoked {identifier}")
 
 
-def _with_keys(state_dir: Path | None, work: Callable[[KeyRecords], Awaitable[T]]) -> T:
+def _with_keys(state_dir: Path | None, work: Callable[[KeyRecords], Awaitable[T]], *, new: bool = False) -> T:
+    folder = state_dir or default_state_dir()
+    if not new and not folder.exists():
+        raise click.ClickException(
+            f"There is no state folder {folder}. Give the server's with --state-dir, or make a first key with "
+            "`sandboxrt keys create`"
+        )
+
     async def run() -> T:
-        async with Store.open(state_dir or default_state_dir()) as store:
+        async with Store.open(folder) as store:
             return await work(KeyRecords(store))
 
     try:

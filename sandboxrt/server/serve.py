@@ -85,12 +85,10 @@ class ServerSettings:
                 "or, behind a proxy that does TLS, --insecure-http",
                 "insecure_http",
             )
-        if self.public_url is not None:
-            parts = urlsplit(self.public_url)
-            if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
-                raise ValidationError(
-                    f"--public-url must be like https://sandboxes.example.com, not {self.public_url!r}", "public_url"
-                )
+        if self.public_url is not None and not _is_base_url(self.public_url):
+            raise ValidationError(
+                f"--public-url must be like https://sandboxes.example.com, not {self.public_url!r}", "public_url"
+            )
 
 
 @attrs.frozen
@@ -187,7 +185,10 @@ def _tls(settings: ServerSettings) -> ssl.SSLContext | None:
     try:
         context.load_cert_chain(settings.certificate, settings.private_key)
     except (OSError, ssl.SSLError) as error:
-        raise SandboxClientError(f"The certificate or its key cannot be used: {error}") from error
+        raise SandboxClientError(
+            f"The certificate {settings.certificate} or its key {settings.private_key} cannot be used: {error}. "
+            "Both must be PEM, the key without a passphrase"
+        ) from error
     context.set_alpn_protocols(["http/1.1"])
     return context
 
@@ -210,6 +211,23 @@ def is_loopback(bind: str) -> bool:
         return ipaddress.ip_address(bind).is_loopback
     except ValueError:
         return False
+
+
+def _is_base_url(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError:
+        return False
+    return (
+        parts.scheme in ("http", "https")
+        and bool(parts.hostname)
+        and port != 0
+        and parts.username is None
+        and not (parts.query or parts.fragment)
+        and url.isprintable()
+        and " " not in url
+    )
 
 
 def _in_url(bind: str) -> str:

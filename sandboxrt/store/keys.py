@@ -115,7 +115,7 @@ class KeyRecords:
             db.execute("UPDATE api_keys SET revoked_at = ? WHERE id = ? AND revoked_at IS NULL", (stamp, identifier))
             found = _select(db, "k.id = ?", identifier)
             if not found:
-                raise ResourceNotFoundError(f"Key '{identifier}' not found", "key")
+                raise ResourceNotFoundError(f"Key '{identifier}' not found; `sandboxrt keys list` has the ids", "key")
             return found[0]
 
         return await self.store.transact(revoke)

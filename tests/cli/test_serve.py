@@ -1,0 +1,45 @@
+"""``sandboxrt serve`` with arguments that cannot be: each refusal names the value and the way out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from sandboxrt.cli import main
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "words"),
+    [
+        (("--port", "99999"), 2, ("99999", "65535")),
+        (("--public-url", "https://[::1"), 1, ("'https://[::1'", "https://sandboxes.example.com")),
+        (("--public-url", "http://x:99999"), 1, ("'http://x:99999'",)),
+        (("--public-url", "ftp://x"), 1, ("'ftp://x'",)),
+        (("--public-url", "http://u:p@x"), 1, ("--public-url",)),
+        (("--public-url", "http://x/?a=1"), 1, ("--public-url",)),
+        (("--host", "0.0.0.0"), 1, ("0.0.0.0", "--certfile", "--insecure-http")),
+        (("--host", "0.0.0.0", "--insecure-http", "--insecure-no-auth"), 1, ("0.0.0.0", "keys create")),
+        (("--host", "192.0.2.1", "--insecure-http"), 1, ("192.0.2.1", "Cannot listen")),
+        (("--certfile", __file__), 1, ("private key",)),
+        (("--certfile", __file__, "--keyfile", __file__), 1, (__file__, "PEM")),
+        (("--certfile", "/nowhere.pem"), 2, ("/nowhere.pem",)),
+        (("--max-memory", "lots"), 2, ("'lots'", "512m")),
+        (("--max-requests", "0"), 2, ("--max-requests",)),
+    ],
+)
+def test_refusals(tmp_path: Path, arguments: tuple[str, ...], status: int, words: tuple[str, ...]) -> None:
+    result = CliRunner().invoke(main, ["serve", "--port", "0", "--state-dir", str(tmp_path), *arguments])
+    assert result.exit_code == status, result.output
+    assert all(word in result.output for word in words), result.output
+    assert "Traceback" not in result.output
+
+
+def test_a_port_that_is_taken(tmp_path: Path) -> None:
+    import socket
+
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        result = CliRunner().invoke(main, ["serve", "--port", port, "--state-dir", str(tmp_path)])
+    assert result.exit_code == 1 and port in result.output and "in use" in result.output
