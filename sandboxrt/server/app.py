@@ -42,7 +42,7 @@ CONTROL_PREFIXES: Final = ("/api/v2/sandboxes", "/v2/sandboxes", "/api/v1/v2/san
 DATA_PREFIX: Final = "/api/v2/sandboxes/dp/{sandbox}"
 
 _ANSWER_S: Final = 9.0
-_OPEN: Final = frozenset({"/healthz", "/openapi.json"})
+_OPEN: Final = frozenset({"/healthz", "/metrics", "/openapi.json"})
 
 
 @attrs.frozen(kw_only=True)
