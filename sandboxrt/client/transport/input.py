@@ -60,6 +60,11 @@ class InputLog:
         """Whether the end of input was sent."""
         return self._close_sent
 
+    @property
+    def pending(self) -> bool:
+        """Whether something is to be sent now."""
+        return self._next < len(self._pieces) or (self._closing and not self._close_sent)
+
     @staticmethod
     def split(data: str) -> list[str]:
         """Pieces that each fit into a frame."""

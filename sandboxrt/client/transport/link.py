@@ -23,6 +23,7 @@ import secrets
 from collections import deque
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
+from typing import TypeAlias
 
 import attrs
 import trio
@@ -70,6 +71,7 @@ _ANSWER_S = 2.0
 
 _log = logging.getLogger("sandboxrt.client")
 
+_Job: TypeAlias = Callable[[Socket], Awaitable[None]]
 Dial = Callable[[], AbstractAsyncContextManager[Socket]]
 """Opens a WebSocket to the command's sandbox."""
 
@@ -107,6 +109,9 @@ class CommandLink:
     _waiting_to_give: int = 0
     _buffered: int = 0
     _error: SandboxClientError | None = None
+    _hire: Callable[[_Job], None] | None = None
+    """Starts a task that lives as long as the connection."""
+    _speaks: bool = False
     _scope: trio.CancelScope = attrs.field(factory=trio.CancelScope)
     _ended: trio.Event = attrs.field(factory=trio.Event)
     _changed: trio.lowlevel.ParkingLot = attrs.field(factory=trio.lowlevel.ParkingLot)
@@ -157,8 +162,7 @@ class CommandLink:
                     await self._until(lambda: not self._input.full)
                     self._input.add(piece)
                     end = self._input.given
-                    self._changed.unpark_all()
-                    await self._until(lambda end=end: self._input.sent >= end)  # type: ignore[misc]
+                    await self._flush(lambda end=end: self._input.sent >= end)  # type: ignore[misc]
             case CloseStdin():
                 self._input.close()
                 await self._flush(lambda: self._input.close_sent)
@@ -193,8 +197,14 @@ class CommandLink:
             await self._ended.wait()
 
     async def _flush(self, done: Callable[[], bool]) -> None:
-        self._changed.unpark_all()
+        self._wake_speaker()
         await self._until(done)
+
+    def _wake_speaker(self) -> None:
+        if self._hire is not None and not self._speaks and self._has_news():
+            self._speaks = True
+            self._hire(self._speak)
+        self._changed.unpark_all()
 
     async def _until(self, done: Callable[[], bool]) -> None:
         """Wait for the link to have done something; output is taken in meanwhile, however much it is."""
@@ -281,18 +291,24 @@ class CommandLink:
             await self._take(frame)
 
     async def _converse(self, socket: Socket) -> None:
+        """Listen; speak and ping in tasks of their own, which most commands end without a need for."""
         errors: list[Exception] = []
         async with trio.open_nursery() as nursery:
 
-            async def note(job: Callable[[Socket], Awaitable[None]]) -> None:
+            async def note(job: _Job) -> None:
                 try:
                     await job(socket)
                 except (SandboxClientError, _StalledError) as error:
                     errors.append(error)
                 nursery.cancel_scope.cancel()
 
-            for job in (Socket.watch, self._speak, self._listen):
-                nursery.start_soon(note, job)
+            self._hire = lambda job: nursery.start_soon(note, job)
+            self._speaks = False
+            try:
+                self._wake_speaker()
+                await note(self._listen)
+            finally:
+                self._hire = None
         # What the server said counts more than that it went.
         errors.sort(key=lambda error: isinstance(error, SandboxConnectionError))
         if errors and not self._finished:
@@ -301,8 +317,16 @@ class CommandLink:
     # -- from the server ---------------------------------------------------------------------------------------------
 
     async def _listen(self, socket: Socket) -> None:
+        watched = False
         while not self._finished:
-            await self._take(await self._next(socket))
+            with trio.move_on_after(math.inf if watched else socket.quiet_s) as scope:
+                frame = await self._next(socket)
+            if scope.cancelled_caught:
+                watched = True
+                assert self._hire is not None
+                self._hire(Socket.watch)
+            else:
+                await self._take(frame)
 
     async def _take(self, frame: ServerFrame) -> None:
         match frame:
@@ -329,7 +353,7 @@ class CommandLink:
         self._losses = 0
         if frame.input_offset is not None and not self._input.numbered:
             self._input.resume(frame.input_offset)
-            self._changed.unpark_all()
+            self._wake_speaker()
         self._pass_started(frame)
 
     async def _next(self, socket: Socket) -> ServerFrame:
@@ -384,6 +408,10 @@ class CommandLink:
                 await self._changed.park()
             else:
                 await socket.send(encode_client(frame))
+
+    def _has_news(self) -> bool:
+        kill, resize = self._kill and not self._kill_sent, self._resize is not None and not self._resize_sent
+        return kill or resize or bool(self._orders) or self._input.pending
 
     def _due(self) -> ClientFrame | None:
         """What is to be sent next; it counts as sent."""

@@ -8,6 +8,7 @@ Source: protocol.md §1.4 (limits), §4.5 and §4.6 (what closings and refusals 
 from __future__ import annotations
 
 import contextlib
+import ipaddress
 import json
 import logging
 import math
@@ -86,10 +87,14 @@ class Socket:
         except trio_websocket.ConnectionClosed as closed:
             raise _lost(closed) from None
 
+    @property
+    def quiet_s(self) -> float:
+        """How long the peer may be silent until it should be asked whether it lives."""
+        return self._limits.ping_s
+
     async def watch(self) -> None:
         """Ping the peer for as long as it answers. Raises ``SandboxConnectionError`` when it does not."""
         while True:
-            await trio.sleep(self._limits.ping_s)
             try:
                 with trio.fail_after(self._limits.pong_s):
                     await self._connection.ping()
@@ -97,6 +102,7 @@ class Socket:
                 raise SandboxConnectionError(f"The server answered no ping in {self._limits.pong_s:g} s") from None
             except trio_websocket.ConnectionClosed as closed:
                 raise _lost(closed) from None
+            await trio.sleep(self._limits.ping_s)
 
     async def close(self) -> None:
         """Say goodbye and wait a moment for the answer. Never raises."""
@@ -140,7 +146,7 @@ async def _connect(url: str, limits: SocketLimits) -> _Stream:
     host = parts.hostname or ""
     try:
         with trio.fail_after(limits.open_s if limits.open_s > 0 else math.inf):
-            plain = await trio.open_tcp_stream(host, parts.port or (443 if parts.scheme == "wss" else 80))
+            plain = await _open_tcp(host, parts.port or (443 if parts.scheme == "wss" else 80))
             if parts.scheme != "wss":
                 return plain
             context = ssl.create_default_context()
@@ -157,6 +163,21 @@ async def _connect(url: str, limits: SocketLimits) -> _Stream:
         raise SandboxConnectionError(f"Failed to connect to sandbox: {error}") from error
     except (OSError, ValueError, trio.BrokenResourceError) as error:
         raise SandboxConnectTimeoutError(f"Failed to connect to sandbox: {error or type(error).__name__}") from error
+
+
+async def _open_tcp(host: str, port: int) -> trio.SocketStream:
+    try:
+        version = ipaddress.ip_address(host).version
+    except ValueError:
+        return await trio.open_tcp_stream(host, port)
+    # An address needs no names looked up and no race between families.
+    socket = trio.socket.socket(trio.socket.AF_INET if version == 4 else trio.socket.AF_INET6)
+    try:
+        await socket.connect((host, port))
+    except BaseException:
+        socket.close()
+        raise
+    return trio.SocketStream(socket)
 
 
 class _Handshake:
