@@ -9,7 +9,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import trio
@@ -21,12 +21,14 @@ from benchmarks.contenders.podman import podman
 from benchmarks.memory import idle_footprint
 from benchmarks.report import Measurement, Report
 from benchmarks.samples import Case, interleave
+from benchmarks.served import SERVED, served
 from sandboxrt import AsyncSandboxClient
 from sandboxrt.engine.init import INIT_SOURCE, build_tool
 from sandboxrt.engine.probe import LAUNCH_SOURCE, HostProbe, probe_host
 from sandboxrt.snapshots.library import SnapshotLibrary
 from sandboxrt.store import Store
 
+EMBEDDED = ("create", "round_trip", "stream", "burst", "memory")
 STREAM_BYTES = 100_000_000
 STREAM = f"head -c {STREAM_BYTES} /dev/zero"
 DOCS = Path(__file__).parents[1] / "docs"
@@ -141,12 +143,27 @@ def _measure(ours: Ours, bare: Bare, folder: Path, options: argparse.Namespace) 
     (folder / "podman").mkdir()
     with podman(folder / "podman", bare.probe.facts.runtime.path or "crun") as rival:
         benchmarks = Benchmarks({"sandboxrt": ours, bare.name: bare, "podman": rival}, quick=options.quick)
-        for name in options.only or ("create", "round_trip", "stream", "burst", "memory"):
+        for name in [each for each in EMBEDDED if not options.only or each in options.only]:
             _say(f"{name} ...")
-            report.measurements.append(getattr(benchmarks, name)())
-            for row in report.measurements[-1].rows("sandboxrt"):
-                _say("  " + row)
+            _add(report, [getattr(benchmarks, name)()])
     return report
+
+
+def _measure_served(report: Report, folder: Path, options: argparse.Namespace) -> None:
+    names = [each for each in SERVED if not options.only or each in options.only]
+    if not names:
+        return
+    with served(folder, quick=options.quick) as benchmarks:
+        for name in names:
+            _say(f"{name} ...")
+            _add(report, getattr(benchmarks, name)())
+
+
+def _add(report: Report, measurements: Sequence[Measurement]) -> None:
+    report.measurements.extend(measurements)
+    for each in measurements:
+        for row in each.rows("sandboxrt"):
+            _say("  " + row)
 
 
 async def _run(options: argparse.Namespace, folder: Path) -> Report:
@@ -180,7 +197,7 @@ def main() -> None:
         "--only",
         action="append",
         metavar="NAME",
-        choices=["create", "round_trip", "stream", "burst", "memory"],
+        choices=[*EMBEDDED, *SERVED],
         help="one measurement (repeatable): %(choices)s",
     )
     options = parser.parse_args()
@@ -190,6 +207,8 @@ def main() -> None:
         parser.error("--write records a whole run; leave out --quick and --only")
     with tempfile.TemporaryDirectory(prefix="sandboxrt-bench-", dir="/var/tmp") as folder:
         report = trio.run(_run, options, Path(folder))
+        # The embedded host is gone by now, so that it takes no part in what is measured.
+        _measure_served(report, Path(folder), options)
     print(report.table())
     if options.write:
         report.write(DOCS)

@@ -124,5 +124,6 @@ same run, samples in turn, because machines are noisy: read the ratios first. Th
 
 *Bare* is the OCI runtime driven by hand with the very configuration that sandboxes get: namespaces, id block, overlay
 of idmapped layers, disk image, control groups, seccomp filter. Its mounts are made by the same launcher. `podman` has
-the same limits, no network, an id map of its own and an image of a few programs; it has no disk limit.
+the same limits, no network, an id map of its own and an image of a few programs; it has no disk limit. *langsmith*
+is the official client, asyncio form, in an environment of its own, on the same `sandboxrt serve` with real containers.
 """

@@ -1,0 +1,57 @@
+"""The official client on asyncio; runs in its own environment. The orders are those of ``ours.py``."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+import time
+import warnings
+from typing import Any
+
+warnings.simplefilter("ignore")
+
+from langsmith.sandbox import AsyncSandboxClient  # noqa: E402
+
+
+async def round_trip(sandbox: Any) -> float:
+    began = time.perf_counter()
+    assert (await sandbox.run("echo ok")).stdout == "ok\n"
+    return time.perf_counter() - began
+
+
+async def stream(sandbox: Any, command: str, size: int) -> float:
+    began = time.perf_counter()
+    assert len((await sandbox.run(command, timeout=0)).stdout) == size
+    return time.perf_counter() - began
+
+
+async def concurrent(sandbox: Any, count: int) -> float:
+    began = time.perf_counter()
+    await asyncio.gather(*(round_trip(sandbox) for _ in range(count)))
+    return time.perf_counter() - began
+
+
+async def upload(sandbox: Any, size: int) -> float:
+    data = bytes(size)
+    began = time.perf_counter()
+    await sandbox.write("/root/file", data, timeout=120)
+    return time.perf_counter() - began
+
+
+async def download(sandbox: Any, size: int) -> float:
+    began = time.perf_counter()
+    assert len(await sandbox.read("/root/file", timeout=120)) == size
+    return time.perf_counter() - began
+
+
+async def main(url: str, key: str) -> None:
+    actions: dict[str, Any] = {each.__name__: each for each in (round_trip, stream, concurrent, upload, download)}
+    client = AsyncSandboxClient(api_endpoint=url, api_key=key)
+    async with await client.sandbox() as sandbox:
+        while line := await asyncio.to_thread(sys.stdin.readline):
+            order = json.loads(line)
+            print(json.dumps(await actions[order.pop("action")](sandbox, **order)), flush=True)
+
+
+asyncio.run(main(*sys.argv[1:]))
