@@ -14,6 +14,7 @@ import cattrs
 from sandboxrt.errors import ValidationError
 
 __all__ = [
+    "FOREIGN_TRANSPORTS",
     "Cpus",
     "Disk",
     "Image",
@@ -42,9 +43,10 @@ _TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
 _MAX_LABELS, _MAX_LABEL_KEY, _MAX_LABEL_VALUE = 128, 256, 4096
 _MAX_TIMEOUT_S = 3600
 _MIN_MEMORY, _MIN_DISK = 16 * 1024**2, 16 * 1024**2
-_FOREIGN_TRANSPORTS = frozenset(
+FOREIGN_TRANSPORTS = frozenset(
     "atomic containers-storage dir docker-archive docker-daemon oci oci-archive ostree sif tarball".split()
 )
+"""What image tools read from the machine that they run on: a server's files are not its callers'."""
 
 Text = NewType("Text", str)
 Name = NewType("Name", str)
@@ -220,7 +222,7 @@ def _variables(value: object) -> dict[str, str]:
 def _image(value: object) -> str:
     text = _name(value)
     transport, colon, rest = text.partition(":")
-    if colon and not (transport == "docker" and rest.startswith("//")) and transport in _FOREIGN_TRANSPORTS:
+    if colon and not (transport == "docker" and rest.startswith("//")) and transport in FOREIGN_TRANSPORTS:
         raise ValueError(f"must be an image of a registry; '{transport}:' would be a file of the server")
     return text
 

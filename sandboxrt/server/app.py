@@ -106,7 +106,7 @@ class App:
         ]
         gate = _Gate(_Routes(routes), authenticator, Turnstile(settings.key_limits))
         self._app: ASGIApp = AccessLog(CloseUnread(WholeSegments(gate)), self.metrics)
-        self._document = document(settings.public_url)
+        self._document = document(settings.public_url, settings.ceilings)
 
     def __repr__(self) -> str:
         return f"<App of {self._host!r}>"

@@ -8,8 +8,20 @@ from __future__ import annotations
 from typing import Any, Final
 
 from sandboxrt._version import __version__
+from sandboxrt.protocol.rest_fields import FOREIGN_TRANSPORTS
+from sandboxrt.protocol.rest_wire import Ceilings
 
-__all__ = ["document"]
+__all__ = ["SORT_FIELDS", "document"]
+
+SORT_FIELDS: Final = (
+    "name",
+    "status",
+    "created_at",
+    "stopped_at",
+    "idle_ttl_seconds",
+    "delete_after_stop_seconds",
+)
+"""What lists of sandboxes can be sorted by."""
 
 _PREFIX: Final = "/api/v2/sandboxes"
 _TEXT: Final = {"type": "string"}
@@ -18,6 +30,8 @@ _MAYBE_INT: Final = {"type": ["integer", "null"]}
 _STRINGS: Final = {"type": "object", "additionalProperties": _TEXT}
 _TTL: Final = {"type": ["integer", "null"], "minimum": 0, "maximum": 316224000, "multipleOf": 60}
 _JSON: Final = "application/json"
+_BOX_NAME: Final = "[A-Za-z0-9][A-Za-z0-9_.-]{0,62}"
+_PART: Final = "[A-Za-z0-9][A-Za-z0-9._-]*"
 
 
 def _object(properties: dict[str, Any], *required: str) -> dict[str, Any]:
@@ -36,7 +50,22 @@ def _input(longest: int, shortest: int = 0) -> dict[str, Any]:
     return {"type": ["string", "null"], "minLength": shortest, "maxLength": longest, "pattern": "^[^\\u0000]*$"}
 
 
-_RUN_CONFIG = _object({"user": _MAYBE_TEXT, "work_dir": _MAYBE_TEXT, "env_vars": {"type": ["object", "null"]}})
+def _names(most: int, longest_name: int, longest_text: int, without: str = "") -> dict[str, Any]:
+    """An object of texts without NUL, and with no character of ``without`` in its names."""
+    return {
+        "type": ["object", "null"],
+        "maxProperties": most,
+        "propertyNames": {"minLength": 1, "maxLength": longest_name, "pattern": f"^[^\\u0000{without}]*$"},
+        "additionalProperties": {"type": "string", "maxLength": longest_text, "pattern": "^[^\\u0000]*$"},
+    }
+
+
+def _not_both(one: str, other: str) -> dict[str, Any]:
+    given = {"type": "string"}
+    return {"not": {"properties": {one: given, other: given}, "required": [one, other]}}
+
+
+_RUN_CONFIG = _object({"user": _input(65536), "work_dir": _input(65536), "env_vars": _names(4096, 4096, 126975, "=")})
 _SANDBOX_REQUEST = {
     "ttl_seconds": _TTL,
     "idle_ttl_seconds": _TTL,
@@ -104,20 +133,23 @@ _SCHEMAS: Final[dict[str, Any]] = {
         {
             "wait_for_ready": {"type": ["boolean", "null"]},
             "timeout": {"type": ["number", "null"], "minimum": 0, "maximum": 3600},
-            "name": _input(63),
+            "name": {"type": ["string", "null"], "pattern": f"^({_BOX_NAME})?$"},
             "snapshot": _input(512, 1),
             "snapshot_id": _input(512, 1),
             "snapshot_name": _input(512, 1),
             **_SANDBOX_REQUEST,
-            "vcpus": {"type": ["number", "null"], "minimum": 0.01},
-            "cpu_millicores": {"type": ["integer", "null"], "minimum": 10},
-            "mem_bytes": {"type": ["integer", "null"], "minimum": 16777216},
-            "fs_capacity_bytes": {"type": ["integer", "null"], "minimum": 16777216},
-            "labels": {"type": ["object", "null"], "additionalProperties": _TEXT},
-            "env_vars": {"type": ["object", "null"], "additionalProperties": _TEXT},
+            "labels": _names(128, 256, 4096),
+            "env_vars": _names(4096, 4096, 126975, "="),
         }
-    ),
-    "UpdateSandbox": _object({"name": _input(63), **_SANDBOX_REQUEST}),
+    )
+    | {
+        "allOf": [
+            _not_both("snapshot_id", "snapshot_name"),
+            _not_both("snapshot_id", "snapshot"),
+            _not_both("snapshot_name", "snapshot"),
+        ]
+    },
+    "UpdateSandbox": _object({"name": {"type": ["string", "null"], "pattern": f"^{_BOX_NAME}$"}, **_SANDBOX_REQUEST}),
     "Snapshot": _object(
         {
             "id": _TEXT,
@@ -153,14 +185,25 @@ _SCHEMAS: Final[dict[str, Any]] = {
     ),
     "CreateSnapshot": _object(
         {
-            "name": {"type": "string", "minLength": 1, "maxLength": 255},
-            "docker_image": {"type": "string", "minLength": 1, "maxLength": 512},
-            "fs_capacity_bytes": {"type": "integer", "minimum": 16777216},
-            "tag": _input(128, 1),
+            "name": {
+                "type": "string",
+                "maxLength": 255,
+                "pattern": f"^{_PART}(/{_PART})*$",
+                "not": {"anyOf": [{"const": "host"}, {"pattern": "^system/"}]},
+            },
+            "docker_image": {
+                "type": "string",
+                "minLength": 1,
+                "maxLength": 512,
+                "pattern": "^[^\\u0000]*$",
+                "not": {"pattern": f"^({'|'.join(sorted(FOREIGN_TRANSPORTS))}):"},
+            },
+            "fs_capacity_bytes": {"type": "integer", "minimum": 16777216, "maximum": 2**53},
+            "tag": {"type": ["string", "null"], "pattern": "^[A-Za-z0-9_][A-Za-z0-9._-]{0,127}$"},
             "run_config": {"oneOf": [_ref("RunConfig"), {"type": "null"}]},
             "registry_url": _input(512, 1),
-            "registry_username": _MAYBE_TEXT,
-            "registry_password": _MAYBE_TEXT,
+            "registry_username": _input(65536),
+            "registry_password": _input(65536),
         },
         "name",
         "docker_image",
@@ -227,8 +270,9 @@ def _query(name: str, schema: dict[str, Any], text: str) -> dict[str, Any]:
     return {"name": name, "in": "query", "required": False, "schema": schema, "description": text}
 
 
-def _path(name: str, text: str) -> dict[str, Any]:
-    return {"name": name, "in": "path", "required": True, "schema": _TEXT, "description": text}
+def _path(name: str, text: str, pattern: str | None = None) -> dict[str, Any]:
+    schema = _TEXT if pattern is None else {**_TEXT, "pattern": pattern}
+    return {"name": name, "in": "path", "required": True, "schema": schema, "description": text}
 
 
 def _page(most: int, default: str) -> list[dict[str, Any]]:
@@ -269,7 +313,7 @@ def _paths() -> dict[str, Any]:
                 *_page(1000, "all where left out"),
                 _query("status", _TEXT, "Only those in this status."),
                 _query("label", {"type": "array", "items": _TEXT}, "key or key=value; all must match."),
-                _query("sort_by", _TEXT, "A field; oldest first where left out."),
+                _query("sort_by", {"enum": list(SORT_FIELDS)}, "A field; oldest first where left out."),
                 _query("sort_direction", {"enum": ["asc", "desc"]}, "The order."),
             ],
         },
@@ -322,14 +366,25 @@ def _paths() -> dict[str, Any]:
         "/snapshots": snapshots,
         "/snapshots/{ref}": snapshot,
         "/snapshots-by-name/{ref}": {
-            "parameters": [_path("ref", "A snapshot's name.")],
+            "parameters": [_path("ref", "A snapshot's name, without a tag.", "^[^:]+$")],
             "get": _operation("listSnapshotTags", "The tags of a snapshot's name", {200: "SnapshotTags"}, (400, 404)),
         },
     }
 
 
-def document(public_url: str) -> dict[str, Any]:
-    """The document of a server at that URL."""
+def _schemas(ceilings: Ceilings) -> dict[str, Any]:
+    """The schemas, with what this server lets one sandbox ask for."""
+    cpus = {"type": ["number", "null"], "minimum": 0.01, "maximum": ceilings.vcpus}
+    millicores = {"type": ["integer", "null"], "minimum": 10, "maximum": int(ceilings.vcpus * 1000)}
+    memory = {"type": ["integer", "null"], "minimum": 16777216, "maximum": ceilings.mem_bytes}
+    disk = {"type": ["integer", "null"], "minimum": 16777216, "maximum": ceilings.fs_capacity_bytes}
+    create = _SCHEMAS["CreateSandbox"]
+    limits = {"vcpus": cpus, "cpu_millicores": millicores, "mem_bytes": memory, "fs_capacity_bytes": disk}
+    return {**_SCHEMAS, "CreateSandbox": {**create, "properties": {**create["properties"], **limits}}}
+
+
+def document(public_url: str, ceilings: Ceilings | None = None) -> dict[str, Any]:
+    """The document of a server at that URL, which lets sandboxes ask for so much."""
     return {
         "openapi": "3.1.0",
         "info": {
@@ -341,7 +396,7 @@ def document(public_url: str) -> dict[str, Any]:
         "security": [{"key": []}],
         "paths": {_PREFIX + path: item for path, item in _paths().items()},
         "components": {
-            "schemas": _SCHEMAS,
+            "schemas": _schemas(ceilings or Ceilings()),
             "securitySchemes": {"key": {"type": "apiKey", "in": "header", "name": "X-Api-Key"}},
         },
     }
