@@ -6,13 +6,14 @@ again is data, a :class:`RestartPolicy`, decided by a pure function and waited f
 
 from __future__ import annotations
 
+import contextlib
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 
 import attrs
 import trio
 
-__all__ = ["NEVER", "RestartBudget", "RestartPolicy", "sole_error", "supervise"]
+__all__ = ["NEVER", "RestartBudget", "RestartPolicy", "raising_plainly", "sole_error", "supervise"]
 
 
 @attrs.frozen
@@ -83,3 +84,14 @@ def sole_error(error: Exception) -> Exception:
     while isinstance(error, ExceptionGroup) and len(error.exceptions) == 1:
         error = error.exceptions[0]
     return error
+
+
+@contextlib.contextmanager
+def raising_plainly() -> Iterator[None]:
+    """Raise the one exception in a group by itself: around a nursery whose own tasks never raise."""
+    try:
+        yield
+    except BaseExceptionGroup as group:
+        if len(group.exceptions) == 1:
+            raise group.exceptions[0] from group.exceptions[0].__cause__
+        raise

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import trio
+from trio.testing import MockClock
 
 from sandboxrt.client.sandbox import AsyncSandbox
 from sandboxrt.models import ExecutionResult
@@ -44,7 +45,9 @@ def resumed(peer: Peer, *, acknowledged: bool = True) -> None:
 
 
 @pytest.mark.parametrize("code", [1000, 1001, 1002, 1003, 1007, 1008, 1009, 1010, 1011, 1012, 1013, 4000, 4999, None])
-async def test_close_codes_after_partial_output(box: AsyncSandbox, peer: Peer, code: int | None) -> None:
+async def test_close_codes_after_partial_output(
+    clock: MockClock, box: AsyncSandbox, peer: Peer, code: int | None
+) -> None:
     peer.script(*played(Close(code, "because" if code else None)))
     resumed(peer)
     begun = trio.current_time()
@@ -59,13 +62,15 @@ async def test_close_codes_after_partial_output(box: AsyncSandbox, peer: Peer, c
 
 @pytest.mark.parametrize("reset", [True, False])
 @pytest.mark.parametrize("acknowledged", [True, False])
-async def test_tcp_connection_ends(box: AsyncSandbox, peer: Peer, reset: bool, acknowledged: bool) -> None:
+async def test_tcp_connection_ends(
+    clock: MockClock, box: AsyncSandbox, peer: Peer, reset: bool, acknowledged: bool
+) -> None:
     peer.script(*played(Drop(reset=reset)))
     resumed(peer, acknowledged=acknowledged)
     assert await box.run("x") == WHOLE
 
 
-async def test_exit_without_close(box: AsyncSandbox, peer: Peer) -> None:
+async def test_exit_without_close(clock: MockClock, box: AsyncSandbox, peer: Peer) -> None:
     peer.script(*played(*REST))
     begun = trio.current_time()
     assert await box.run("x") == WHOLE
@@ -74,7 +79,7 @@ async def test_exit_without_close(box: AsyncSandbox, peer: Peer) -> None:
     assert trio.current_time() - begun < 1
 
 
-async def test_frames_after_exit_mean_nothing(box: AsyncSandbox, peer: Peer) -> None:
+async def test_frames_after_exit_mean_nothing(clock: MockClock, box: AsyncSandbox, peer: Peer) -> None:
     peer.script(*played(*REST, out("more", 100), exit_with(9), Send("no json"), Close(1011)))
     assert await box.run("x") == WHOLE
     assert len(peer.sockets) == 1

@@ -20,7 +20,10 @@ from urllib.parse import urlsplit
 import attrs
 import trio
 import trio_websocket
+from h11 import LocalProtocolError as H11Error
+from wsproto.utilities import LocalProtocolError as WebSocketError
 
+from sandboxrt.actors import raising_plainly
 from sandboxrt.errors import (
     SandboxConnectionError,
     SandboxConnectTimeoutError,
@@ -126,17 +129,14 @@ async def open_socket(url: str, headers: Mapping[str, str], limits: SocketLimits
     """
     stream = await _connect(url, limits)
     try:
-        async with trio.open_nursery() as nursery:
-            socket = await _shake_hands(nursery, stream, url, headers, limits)
-            try:
-                yield socket
-            finally:
-                await socket.close()
-                nursery.cancel_scope.cancel()
-    except BaseExceptionGroup as group:
-        if len(group.exceptions) == 1:
-            raise group.exceptions[0] from group.exceptions[0].__cause__
-        raise
+        with raising_plainly():
+            async with trio.open_nursery() as nursery:
+                socket = await _shake_hands(nursery, stream, url, headers, limits)
+                try:
+                    yield socket
+                finally:
+                    await socket.close()
+                    nursery.cancel_scope.cancel()
     finally:
         await trio.aclose_forcefully(stream)
 
@@ -198,7 +198,8 @@ class _Handshake:
     async def _read(self, reader: Callable[[], Awaitable[None]]) -> None:
         try:
             await reader()
-        except (trio_websocket.HandshakeError, trio_websocket.ConnectionClosed) as error:
+        except (trio_websocket.HandshakeError, trio_websocket.ConnectionClosed, H11Error, WebSocketError) as error:
+            # The last two: on what is no HTTP at all the library tries to answer, as no client may.
             self.error = error
         self.reader_ended = True
         self.scope.cancel()
