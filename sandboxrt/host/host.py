@@ -16,6 +16,7 @@ from pathlib import Path
 import attrs
 import trio
 
+from sandboxrt.actors import raising_plainly
 from sandboxrt.engine.base import Engine
 from sandboxrt.engine.oci import OciEngine
 from sandboxrt.errors import (
@@ -114,7 +115,8 @@ async def _default_state(config: HostConfig, store: Store, engine: Engine) -> As
 
 @contextlib.asynccontextmanager
 async def _running(host: Host) -> AsyncIterator[Host]:
-    try:
+    # Sandboxes never raise, so what is alone in a group is the caller's own exception.
+    with raising_plainly():
         async with trio.open_nursery() as nursery:
             host.nursery = nursery
             try:
@@ -123,11 +125,6 @@ async def _running(host: Host) -> AsyncIterator[Host]:
                 with trio.CancelScope(shield=True):
                     await host.shut_down()
                 nursery.cancel_scope.cancel()
-    except BaseExceptionGroup as group:
-        # Sandboxes never raise, so what is in here alone is the caller's own exception.
-        if len(group.exceptions) == 1:
-            raise group.exceptions[0] from group.exceptions[0].__cause__
-        raise
 
 
 async def clean_leftovers(state_dir: Path | str, *, engine: Engine | None = None) -> list[str]:

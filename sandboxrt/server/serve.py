@@ -21,6 +21,7 @@ from urllib.parse import urlsplit
 import attrs
 import trio
 
+from sandboxrt.actors import raising_plainly
 from sandboxrt.engine.base import Engine
 from sandboxrt.errors import SandboxClientError, ValidationError
 from sandboxrt.host.config import HostConfig
@@ -150,24 +151,26 @@ async def _serving(
     app: App, listeners: list[trio.SocketListener], limits: ConnectionLimits, tls: ssl.SSLContext | None
 ) -> AsyncIterator[None]:
     ended = trio.Event()
-    async with trio.open_nursery() as nursery:
+    # The server's own tasks end with their connections; what is raised is the caller's own.
+    with raising_plainly():
+        async with trio.open_nursery() as nursery:
 
-        async def serve(task_status: trio.TaskStatus[None]) -> None:
-            await serve_connections(
-                app, listeners, stopping=app.stopping, limits=limits, tls=tls, task_status=task_status
-            )
-            ended.set()
+            async def serve(task_status: trio.TaskStatus[None]) -> None:
+                await serve_connections(
+                    app, listeners, stopping=app.stopping, limits=limits, tls=tls, task_status=task_status
+                )
+                ended.set()
 
-        # Not cancelled with the caller: what is under way is given its while, and that is bounded.
-        with trio.CancelScope(shield=True):
-            await nursery.start(serve)
-        try:
-            yield
-        finally:
-            app.stopping.set()
-            with trio.CancelScope(shield=True), trio.move_on_after(limits.drain_s + limits.linger_s):
-                await ended.wait()
-            nursery.cancel_scope.cancel()
+            # Not cancelled with the caller: what is under way is given its while, and that is bounded.
+            with trio.CancelScope(shield=True):
+                await nursery.start(serve)
+            try:
+                yield
+            finally:
+                app.stopping.set()
+                with trio.CancelScope(shield=True), trio.move_on_after(limits.drain_s + limits.linger_s):
+                    await ended.wait()
+                nursery.cancel_scope.cancel()
 
 
 async def _listen(bind: str, port: int) -> list[trio.SocketListener]:
