@@ -42,7 +42,7 @@ __all__ = [
 MAX_JSON_BYTES = 4 * 1024**2
 """The longest JSON body that is read: a command, its environment and its input."""
 
-_BODY_STALL_S = 60.0
+_BODY_S = 60.0
 _OPERATIONS = {"read": "ReadError", "write": "WriteError", "search": "ReadError"}
 
 
@@ -131,15 +131,11 @@ async def pass_over_body(request: Request) -> None:
 async def _read_body(request: Request) -> bytes:
     body = bytearray()
     try:
-        stream = request.stream()
-        while True:
-            with trio.fail_after(_BODY_STALL_S):
-                chunk = await anext(stream, None)
-            if chunk is None:
-                break
-            body += chunk
-            if len(body) > MAX_JSON_BYTES:
-                raise BodyError(f"The body is longer than {MAX_JSON_BYTES} bytes", 413, "PayloadTooLarge")
+        with trio.fail_after(_BODY_S):
+            async for chunk in request.stream():
+                body += chunk
+                if len(body) > MAX_JSON_BYTES:
+                    raise BodyError(f"The body is longer than {MAX_JSON_BYTES} bytes", 413, "PayloadTooLarge")
     except trio.TooSlowError:
         raise BodyError("The body does not come", 408, "RequestTimeout") from None
     except ClientDisconnect:
