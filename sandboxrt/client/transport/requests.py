@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import contextlib
 import random
-from collections.abc import AsyncIterator, Callable, Mapping
+import ssl
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from typing import Any
 
 import attrs
@@ -95,6 +96,8 @@ class Requests:
                 asked = response.headers.get("retry-after")
                 delay = request_delay(attempt, random.random(), response.status_code, asked)  # noqa: S311  spread only
             except (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout) as error:
+                if any(isinstance(cause, ssl.SSLCertVerificationError) for cause in _causes(error)):
+                    raise SandboxConnectionError(f"Cannot trust the server: {_text(error)} ({url})") from error
                 failure = SandboxConnectTimeoutError(
                     f"Failed to connect to server after {attempt + 1} attempts: {_text(error)} ({url})"
                 )
@@ -137,5 +140,13 @@ class Requests:
             raise SandboxConnectionError(f"The connection to {url} broke: {_text(error)}") from error
 
 
-def _text(error: Exception) -> str:
-    return str(error) or type(error).__name__
+def _text(error: BaseException) -> str:
+    """What the error says, or else what the one beneath it says."""
+    return next((str(cause) for cause in _causes(error) if str(cause)), type(error).__name__)
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    cause: BaseException | None = error
+    while cause is not None:
+        yield cause
+        cause = cause.__cause__ or cause.__context__

@@ -159,10 +159,12 @@ async def _connect(url: str, limits: SocketLimits) -> _Stream:
             return stream
     except trio.TooSlowError:
         raise SandboxConnectTimeoutError(f"Failed to connect to sandbox: no answer in {limits.open_s:g} s") from None
-    except ssl.SSLCertVerificationError as error:
-        raise SandboxConnectionError(f"Failed to connect to sandbox: {error}") from error
     except (OSError, ValueError, trio.BrokenResourceError) as error:
-        raise SandboxConnectTimeoutError(f"Failed to connect to sandbox: {error or type(error).__name__}") from error
+        cause = error.__cause__ or error
+        if isinstance(cause, ssl.SSLCertVerificationError):
+            raise SandboxConnectionError(f"Cannot trust the server: {cause} ({url})") from error
+        why = str(error) or str(cause) or type(error).__name__
+        raise SandboxConnectTimeoutError(f"Failed to connect to sandbox: {why}") from error
 
 
 async def _open_tcp(host: str, port: int) -> trio.SocketStream:
