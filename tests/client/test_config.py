@@ -1,0 +1,87 @@
+"""Which server a client speaks to: arguments, then the environment."""
+
+from __future__ import annotations
+
+import pytest
+
+from sandboxrt import AsyncSandboxClient, SandboxClient
+from sandboxrt.client.config import RemoteConfig, choose_mode, remote_config
+
+PUBLIC = "https://api.smith.langchain.com/api/v2/sandboxes"
+
+
+def config(api_endpoint: str | None = None, api_key: str | None = None) -> RemoteConfig:
+    return remote_config(api_endpoint=api_endpoint, api_key=api_key, headers=None, timeout=10, max_retries=3)
+
+
+@pytest.mark.parametrize(
+    ("environment", "expected"),
+    [
+        ({}, PUBLIC),
+        ({"LANGSMITH_ENDPOINT": "http://h:1"}, "http://h:1/api/v2/sandboxes"),
+        ({"LANGSMITH_ENDPOINT": "http://h:1/"}, "http://h:1/api/v2/sandboxes"),
+        ({"LANGSMITH_ENDPOINT": "http://h:1/api/"}, "http://h:1/api/v2/sandboxes"),
+        ({"LANGSMITH_ENDPOINT": "http://h:1/api/v1"}, "http://h:1/api/v2/sandboxes"),
+        ({"LANGSMITH_ENDPOINT": " ", "LANGCHAIN_ENDPOINT": "http://h:2"}, "http://h:2/api/v2/sandboxes"),
+        ({"LANGSMITH_ENDPOINT": "http://h:1", "LANGCHAIN_ENDPOINT": "http://h:2"}, "http://h:1/api/v2/sandboxes"),
+    ],
+)
+def test_the_endpoint_of_the_environment(
+    environment: dict[str, str], expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert config().base_url == expected
+
+
+@pytest.mark.parametrize("given", ["http://h:8080", "http://h:8080/", "https://h/x/v2/sandboxes/"])
+def test_an_explicit_endpoint_is_taken_as_it_is(given: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LANGSMITH_ENDPOINT", "http://other")
+    assert config(given).base_url == given.rstrip("/")
+
+
+def test_keys(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert config().api_key is None
+    monkeypatch.setenv("LANGCHAIN_API_KEY", "second")
+    assert config().api_key == "second"
+    monkeypatch.setenv("LANGSMITH_API_KEY", "first")
+    assert config().api_key == "first"
+    assert config(api_key="mine").api_key == "mine"
+    assert config(api_key=" ").api_key == "first"
+    assert "first" not in repr(config())
+
+
+@pytest.mark.parametrize(
+    ("mode", "variable", "expected"),
+    [
+        (None, None, "embedded"),
+        (None, "LANGSMITH_API_KEY", "remote"),
+        (None, "LANGCHAIN_API_KEY", "remote"),
+        (None, "LANGSMITH_ENDPOINT", "remote"),
+        (None, "LANGCHAIN_ENDPOINT", "remote"),
+        ("embedded", "LANGSMITH_API_KEY", "embedded"),
+        ("remote", None, "remote"),
+    ],
+)
+def test_the_mode(mode: str | None, variable: str | None, expected: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if variable:
+        monkeypatch.setenv(variable, "http://h")
+    assert choose_mode(mode, None, None) == expected  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        ({"api_endpoint": "h:8080"}, "h:8080"),
+        ({"api_endpoint": "ftp://h"}, "ftp://h"),
+        ({"api_endpoint": "http://"}, "http:"),
+        ({"mode": "local"}, "local"),
+        ({"api_key": "k", "max_retries": -1}, "-1"),
+        ({"api_key": "k", "state_dir": "/tmp"}, "state_dir"),
+        ({"api_key": "k", "runtime": "runc"}, "runtime"),
+    ],
+)
+def test_arguments_that_make_no_sense(arguments: dict[str, object], named: str) -> None:
+    for kind in (AsyncSandboxClient, SandboxClient):
+        with pytest.raises(ValueError, match=named):
+            kind(**arguments)  # type: ignore[arg-type]
