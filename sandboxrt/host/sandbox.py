@@ -455,11 +455,13 @@ class Sandbox:
     # -- what users do with it ---------------------------------------------------------------------------------------
 
     def attach(self, first: Execute | Reconnect) -> AnyAttachment:
-        """Start a command or attach to one.
+        """Start a command or attach to one; in a stopped sandbox there is none to attach to.
 
         Raises:
             SandboxNotReadyError: It is not ready.
         """
+        if isinstance(first, Reconnect) and self.status is SandboxStatus.STOPPED:
+            return self._sessions.attach(first)
         self._ready()
         self.touch()
         return self._sessions.attach(first)

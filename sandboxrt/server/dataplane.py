@@ -96,8 +96,10 @@ class DataPlane:
         settings = self._settings
         host, stopping = self._host, self.stopping
 
-        def route(path: str, methods: list[str], kind: str, limit: int, handler: Handler) -> Route:
-            return Route(prefix + path, _Endpoint(self, kind, limit, handler), methods=methods)
+        def route(
+            path: str, methods: list[str], kind: str, limit: int, handler: Handler, *, wakes: bool = True
+        ) -> Route:
+            return Route(prefix + path, _Endpoint(self, kind, limit, handler, wakes=wakes), methods=methods)
 
         return [
             WebSocketRoute(prefix + "/execute/ws", self._execute_ws),
@@ -116,6 +118,7 @@ class DataPlane:
                 "command",
                 settings.max_commands,
                 lambda s, r: resume(host, s, r, stopping, settings.streams),
+                wakes=False,
             ),
             route(
                 "/upload",
@@ -154,17 +157,18 @@ class DataPlane:
         Raises:
             SandboxClientError: What the caller is told instead.
         """
-        sandbox = await self._resolve(connection)
+        return await self._resolve(connection)
+
+    async def wake(self, sandbox: str) -> None:
+        """Start a sandbox that is stopped: newer clients expect that when they use it, older ones do not even ask."""
         if (await self._host.get_sandbox(sandbox)).status == "stopped":
-            # Newer clients expect a sandbox to wake when it is used; older ones do not even ask.
             await self._host.start_sandbox(sandbox, _WAKE_S)
-        return sandbox
 
     async def _execute_ws(self, websocket: WebSocket) -> None:
         try:
             sandbox = await self.find(websocket)
             info = await self._host.get_sandbox(sandbox)
-            if info.status != "ready":
+            if info.status not in ("ready", "stopped"):
                 why = f": {info.status_message}" if info.status_message else ""
                 raise SandboxNotReadyError(f"Sandbox '{info.name}' is not ready (status: {info.status}){why}")
             with self.slot(sandbox, "command", self._settings.max_commands):
@@ -175,6 +179,9 @@ class DataPlane:
 
     async def _serve_socket(self, websocket: WebSocket, sandbox: str) -> None:
         async def attach(first: Execute | Reconnect) -> AnyAttachment:
+            # Whoever comes back for a command finds none in a sandbox that was stopped, and need not wake it.
+            if isinstance(first, Execute):
+                await self.wake(sandbox)
             return await self._host.attach(sandbox, first)
 
         await serve_socket(websocket, attach, self._settings.sockets, stopping=self.stopping, budget=self._input_budget)
@@ -186,11 +193,12 @@ class DataPlane:
 class _Endpoint:
     """One HTTP route: finds the sandbox, keeps the limit while the answer is sent, and words what went wrong."""
 
-    def __init__(self, plane: DataPlane, kind: str, limit: int, handler: Handler) -> None:
+    def __init__(self, plane: DataPlane, kind: str, limit: int, handler: Handler, *, wakes: bool) -> None:
         self._plane = plane
         self._kind = kind
         self._limit = limit
         self._handler = handler
+        self._wakes = wakes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         started = False
@@ -204,6 +212,8 @@ class _Endpoint:
         try:
             sandbox = await self._plane.find(request)
             with self._plane.slot(sandbox, self._kind, self._limit):
+                if self._wakes:
+                    await self._plane.wake(sandbox)
                 response = await self._handler(sandbox, request)
                 await response(scope, receive, noting_send)
             return

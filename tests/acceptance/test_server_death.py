@@ -109,8 +109,8 @@ async def _look_around(endpoint: str, key: str) -> None:
     async with AsyncSandboxClient(api_endpoint=endpoint, api_key=key) as client:
         found = {sandbox.name: sandbox for sandbox in await client.list_sandboxes()}
         assert set(found) == {"ours", "theirs"}
-        # Stopped, or woken by a client that came back for its command.
-        assert {sandbox.status for sandbox in found.values()} <= {"stopped", "provisioning", "ready"}
+        # Clients that came back for their commands have found none, and have woken nobody.
+        assert {sandbox.status for sandbox in found.values()} == {"stopped"}
         await found["ours"].start()
         assert await found["ours"].read("/root/kept") == b"kept"
         async with client.sandbox() as fresh:

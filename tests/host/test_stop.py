@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -140,14 +139,12 @@ async def test_stops_and_starts_in_any_haste(tmp_path: Path, autojump_clock: tri
         assert (await host.start_sandbox("box", 30)).status == "ready"
         assert (await run(host, "box", "echo here")).stdout == "here\n"
         await host.stop_sandbox("box")
-
-        async def start() -> None:
-            # Whichever comes first: a sandbox that is being deleted is not started any more.
-            with contextlib.suppress(SandboxNotReadyError):
-                await host.start_sandbox("box")
-
+        # A deletion takes a start that is under way with it; afterwards none begins.
+        await host.start_sandbox("box", None)
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(start)
             nursery.start_soon(host.delete_sandbox, "box")
+            await trio.testing.wait_all_tasks_blocked()
+            with pytest.raises((SandboxNotReadyError, ResourceNotFoundError)):
+                await host.start_sandbox("box")
         with pytest.raises(ResourceNotFoundError):
             await host.get_sandbox("box")

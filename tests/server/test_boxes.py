@@ -259,6 +259,10 @@ async def test_stop_start_and_wake(tmp_path: Path) -> None:
                 await trio.sleep(0.02)
         assert (await output("cat /tmp/file")).json()["stdout"] == "kept\n"
         await here.acme.post("/boxes/box/stop", json={})
+        # Coming back for a command does not wake it; there is none.
+        resumed = {"command_id": "c", "stdout_offset": 0, "stderr_offset": 0}
+        assert (await here.acme.post(url + "/execute/stream/resume", json=resumed)).status_code == 404
+        assert (await here.acme.get("/boxes/box")).json()["status"] == "stopped"
         # It wakes when it is used.
         assert (await output("cat /tmp/file")).json()["stdout"] == "kept\n"
         assert (await here.acme.get("/boxes/box")).json()["status"] == "ready"
