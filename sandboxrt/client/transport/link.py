@@ -64,6 +64,8 @@ CONNECT_BUDGET_S = 120.0
 STEADY_S = 10.0
 """How long a connection without any progress must have lasted for its loss to count as the first of a row."""
 _BUFFERED_CHARACTERS = 1024**2
+_BUFFERED_FOR_INPUT = 64 * 1024**2
+"""More while input waits for its acknowledgement, which comes behind the output; who reads none still has a bound."""
 _STALL_S = 30.0
 _SIGNALS = 64
 _ANSWER_S = 2.0
@@ -207,7 +209,7 @@ class CommandLink:
         self._changed.unpark_all()
 
     async def _until(self, done: Callable[[], bool]) -> None:
-        """Wait for the link to have done something; output is taken in meanwhile, however much it is."""
+        """Wait for the link to have done something; more output than usual is taken in meanwhile."""
         self._waiting_to_give += 1
         self._room.unpark_all()
         try:
@@ -382,7 +384,7 @@ class CommandLink:
             raise _StalledError
 
     def _has_room(self) -> bool:
-        return self._buffered < _BUFFERED_CHARACTERS or self._waiting_to_give > 0
+        return self._buffered < (_BUFFERED_FOR_INPUT if self._waiting_to_give else _BUFFERED_CHARACTERS)
 
     def _pass_started(self, frame: Started | None = None) -> None:
         """Tell the session, once, that it is attached; a server that does not say so has shown it."""
