@@ -28,7 +28,7 @@ class Owner:
         if self._closed or os.getpid() != self._pid:
             return
         try:
-            self._token.run_sync_soon(self._start, work)
+            self._token.run_sync_soon(self.start, work)
         except trio.RunFinishedError:
             pass  # the run is over, and with it everything that the work was about
 
@@ -38,8 +38,5 @@ class Owner:
 
     def start(self, work: Callable[[], Awaitable[None]]) -> None:
         """The same at once; on the trio thread only."""
-        self._start(work)
-
-    def _start(self, work: Callable[[], Awaitable[None]]) -> None:
         if not self._closed:
             self._nursery.start_soon(work)

@@ -29,6 +29,7 @@ from sandboxrt.errors import (
     SandboxServerReloadError,
 )
 from sandboxrt.models import ExecutionResult, OutputChunk
+from sandboxrt.protocol.backoff import MAX_LOSSES, reattach_delay
 from sandboxrt.protocol.exec import (
     ClientFrame,
     ErrorFrame,
@@ -45,9 +46,6 @@ from sandboxrt.protocol.rest import SandboxInfo
 
 __all__ = ["CommandSession", "new_command_id"]
 
-MAX_AUTO_RECONNECTS = 5
-BACKOFF_BASE_S = 0.5
-BACKOFF_MAX_S = 8.0
 ABORT_S = 5.0
 """How long an abandoned command may take to die before the client stops waiting for that."""
 
@@ -391,12 +389,12 @@ class CommandSession:
         if self.owner.transport.mode == "remote" and isinstance(error, SandboxConnectionError):
             raise error  # the transport has tried again for as long as that was right
         self._losses += 1
-        if self._losses > MAX_AUTO_RECONNECTS:
+        if self._losses > MAX_LOSSES:
             raise SandboxConnectionError(
                 f"lost the connection to command {self.command_id} {self._losses} times in succession, giving up"
             ) from error
         if not isinstance(error, SandboxServerReloadError):
-            await trio.sleep(min(BACKOFF_BASE_S * 2 ** (self._losses - 1), BACKOFF_MAX_S))
+            await trio.sleep(reattach_delay(self._losses))
 
 
 def _lost_output(stream: Literal["stdout", "stderr"], requested: int, first: int) -> OutputLostError:
