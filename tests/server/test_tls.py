@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ssl
 import subprocess
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 import trio
 
 from sandboxrt import AsyncSandboxClient
+from sandboxrt.client.transport.websocket import SocketLimits, open_socket, socket_url
 from sandboxrt.errors import SandboxConnectionError
 from sandboxrt.host.config import HostConfig
 from sandboxrt.server.app import AppSettings
@@ -55,6 +57,8 @@ async def test_https_and_wss(tmp_path: Path, certificate: tuple[Path, Path], mon
                     assert (await sandbox.run("echo over TLS")).stdout == "over TLS\n"
                     await sandbox.write("/tmp/file", "content")
                     assert await sandbox.read("/tmp/file") == b"content"
-                monkeypatch.delenv("SSL_CERT_FILE")
-                with trio.fail_after(30), pytest.raises(SandboxConnectionError, match=r"(?i)certificate"):
-                    await sandbox.run("true", wait=False)
+            monkeypatch.delenv("SSL_CERT_FILE")
+            socket = socket_url(endpoint)
+            with trio.fail_after(30), pytest.raises(SandboxConnectionError, match=r"(?i)certificate"):
+                async with open_socket(socket, {}, SocketLimits(), ssl.create_default_context()):
+                    pass

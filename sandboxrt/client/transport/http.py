@@ -6,9 +6,9 @@ Source: protocol.md §2 (control plane), §3 (data plane over HTTP), §1.4 (limi
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from functools import partial
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, TypeVar
 from urllib.parse import quote
 
 import attrs
@@ -165,17 +165,9 @@ class HttpTransport:
 
     async def wait_for_sandbox(self, name: str, timeout_s: float, poll_interval_s: float) -> SandboxInfo:
         """Ask for the status until it is ready."""
-        deadline = trio.current_time() + timeout_s
-        while True:
-            now = await self.sandbox_status(name)
-            if now.status == "ready":
-                return await self.get_sandbox(name)
-            if now.status == "failed":
-                raise ResourceCreationError(now.status_message or "Sandbox provisioning failed", "sandbox")
-            left = deadline - trio.current_time()
-            if left <= 0:
-                raise ResourceTimeoutError(f"Sandbox '{name}' not ready after {timeout_s:g}s", "sandbox", now.status)
-            await trio.sleep(min(poll_interval_s, left))
+        ask = partial(self.sandbox_status, name)
+        await _until_ready(ask, timeout_s, poll_interval_s, "sandbox", name, "Sandbox provisioning failed")
+        return await self.get_sandbox(name)
 
     async def start_sandbox(self, name: str, timeout_s: float) -> SandboxInfo:
         """Ask for the start, then for the status until it is ready."""
@@ -216,19 +208,8 @@ class HttpTransport:
 
     async def wait_for_snapshot(self, snapshot_id: str, timeout_s: float, poll_interval_s: float) -> Snapshot:
         """Ask for the snapshot until it is ready."""
-        deadline = trio.current_time() + timeout_s
-        while True:
-            found = await self.get_snapshot(snapshot_id)
-            if found.status == "ready":
-                return found
-            if found.status == "failed":
-                raise ResourceCreationError(found.status_message or "Snapshot build failed", "snapshot")
-            left = deadline - trio.current_time()
-            if left <= 0:
-                raise ResourceTimeoutError(
-                    f"Snapshot '{snapshot_id}' not ready after {timeout_s:g}s", "snapshot", found.status
-                )
-            await trio.sleep(min(poll_interval_s, left))
+        ask = partial(self.get_snapshot, snapshot_id)
+        return await _until_ready(ask, timeout_s, poll_interval_s, "snapshot", snapshot_id, "Snapshot build failed")
 
     # -- commands and files ------------------------------------------------------------------------------------------
 
@@ -238,7 +219,9 @@ class HttpTransport:
         Where no WebSocket can be had at all, a command that needs none runs over plain HTTP.
         """
         url = await self._dataplane(sandbox)
-        dial = partial(open_socket, socket_url(url) + "/execute/ws", self.requests.headers, self._limits)
+        dial = partial(
+            open_socket, socket_url(url) + "/execute/ws", self.requests.headers, self._limits, self.requests.tls
+        )
         link = CommandLink(dial, first)
         self._nursery.start_soon(link.run)
         try:
@@ -319,6 +302,28 @@ class HttpTransport:
             return _json(answer)
         body = parse_error(_json(answer), _status_text(answer))
         raise control_error(answer.status_code, body, call, subject=subject, new_name=new_name, url=url)
+
+
+_Resource = TypeVar("_Resource", ResourceStatus, Snapshot)
+
+
+async def _until_ready(
+    ask: Callable[[], Awaitable[_Resource]], timeout_s: float, interval_s: float, kind: str, name: str, failure: str
+) -> _Resource:
+    """Ask, once at least, until the answer is that it is ready."""
+    deadline = trio.current_time() + timeout_s
+    while True:
+        found = await ask()
+        if found.status == "ready":
+            return found
+        if found.status == "failed":
+            raise ResourceCreationError(found.status_message or failure, kind)
+        left = deadline - trio.current_time()
+        if left <= 0:
+            raise ResourceTimeoutError(
+                f"{kind.capitalize()} '{name}' not ready after {timeout_s:g}s", kind, found.status
+            )
+        await trio.sleep(min(interval_s, left))
 
 
 def _json(answer: httpx.Response) -> Any:

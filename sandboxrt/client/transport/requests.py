@@ -35,11 +35,13 @@ class Requests:
     Attributes:
         config: Which.
         headers: Sent with each; names in lower case.
+        tls: Whom to trust, for WebSockets too. Made once: reading the authorities takes many milliseconds.
     """
 
     config: RemoteConfig
     _http: httpx.AsyncClient
     headers: Mapping[str, str]
+    tls: ssl.SSLContext
 
     @classmethod
     @contextlib.asynccontextmanager
@@ -47,9 +49,10 @@ class Requests:
         """Connections are kept for the length of the block."""
         headers = {} if config.api_key is None else {"x-api-key": config.api_key}
         headers |= {name.lower(): value for name, value in config.headers.items()}
-        transport = httpx.AsyncHTTPTransport(limits=_POOL)
+        tls = await trio.to_thread.run_sync(httpx.create_ssl_context)
+        transport = httpx.AsyncHTTPTransport(limits=_POOL, verify=tls)
         async with httpx.AsyncClient(transport=transport, follow_redirects=False) as http:
-            yield cls(config, http, headers)
+            yield cls(config, http, headers, tls)
 
     def with_headers(self, headers: Mapping[str, str]) -> Requests:
         """The same with more headers, which take the place of those of the same name."""

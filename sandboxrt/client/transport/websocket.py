@@ -120,14 +120,16 @@ def socket_url(http_url: str) -> str:
 
 
 @contextlib.asynccontextmanager
-async def open_socket(url: str, headers: Mapping[str, str], limits: SocketLimits) -> AsyncIterator[Socket]:
+async def open_socket(
+    url: str, headers: Mapping[str, str], limits: SocketLimits, tls: ssl.SSLContext
+) -> AsyncIterator[Socket]:
     """A WebSocket for the length of the block.
 
     Raises:
         SandboxRetryableConnectionError: It cannot be opened now; ``retry_after`` has what the server asks for.
         SandboxConnectionError: It cannot be opened.
     """
-    stream = await _connect(url, limits)
+    stream = await _connect(url, limits, tls)
     try:
         with raising_plainly():
             async with trio.open_nursery() as nursery:
@@ -141,7 +143,7 @@ async def open_socket(url: str, headers: Mapping[str, str], limits: SocketLimits
         await trio.aclose_forcefully(stream)
 
 
-async def _connect(url: str, limits: SocketLimits) -> _Stream:
+async def _connect(url: str, limits: SocketLimits, tls: ssl.SSLContext) -> _Stream:
     parts = urlsplit(url)
     host = parts.hostname or ""
     try:
@@ -149,8 +151,7 @@ async def _connect(url: str, limits: SocketLimits) -> _Stream:
             plain = await _open_tcp(host, parts.port or (443 if parts.scheme == "wss" else 80))
             if parts.scheme != "wss":
                 return plain
-            context = ssl.create_default_context()
-            stream = trio.SSLStream(plain, context, server_hostname=host, https_compatible=True)
+            stream = trio.SSLStream(plain, tls, server_hostname=host, https_compatible=True)
             try:
                 await stream.do_handshake()
             except BaseException:
