@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -72,11 +73,15 @@ def _processes() -> Iterator[str]:
 
 
 def _loops() -> Iterator[str]:
+    """Loop devices over files of this run: they have no namespace, and those of others come and go meanwhile."""
+    ours = tempfile.gettempdir()
     for backing in _LOOPS.glob("loop*/loop/backing_file"):
         try:
-            yield f"{backing.parts[3]} {backing.read_text().strip()}"
+            file = backing.read_text().strip()
         except OSError:
             continue
+        if file.startswith(ours):
+            yield f"{backing.parts[3]} {file}"
 
 
 @contextmanager
