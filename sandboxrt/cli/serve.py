@@ -11,9 +11,10 @@ from pathlib import Path
 import click
 import trio
 
-from sandboxrt.cli.values import SIZE
+from sandboxrt.cli.values import PORTS, SIZE
 from sandboxrt.errors import SandboxClientError
 from sandboxrt.host.config import HostConfig, default_state_dir
+from sandboxrt.host.connections import ConnectionSettings, PortRules
 from sandboxrt.models import DEFAULT_LIMITS
 from sandboxrt.protocol.rest_wire import Ceilings
 from sandboxrt.server.app import AppSettings
@@ -49,6 +50,14 @@ _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 @click.option("--max-memory", type=SIZE, default=_CEILINGS.mem_bytes, help="Most that one sandbox may ask for. [1t]")
 @click.option("--max-disk", type=SIZE, default=_CEILINGS.fs_capacity_bytes, help="Likewise, of its disk. [8t]")
 @click.option("--max-requests", type=click.FloatRange(min=1), default=_KEYS.requests_per_s, help="A second and key.")
+@click.option(
+    "--allow-ports",
+    metavar="PORTS",
+    type=PORTS,
+    default="1-65535",
+    show_default=True,
+    help="Ports inside that may be reached, such as 5432,8000-8999; none = no tunnels, no service URLs.",
+)
 @click.option("--access-log/--no-access-log", default=True, help="A line of JSON for each request, on standard output.")
 def serve(
     *,
@@ -67,6 +76,7 @@ def serve(
     max_memory: int,
     max_disk: int,
     max_requests: float,
+    allow_ports: PortRules,
     access_log: bool,
 ) -> None:
     """Serve the sandbox API; LangSmith clients work with it as they are.
@@ -81,7 +91,11 @@ def serve(
         private_key=keyfile,
         insecure_http=insecure_http,
         insecure_no_auth=insecure_no_auth,
-        host=HostConfig(state_dir=state_dir or default_state_dir(), runtime=runtime),
+        host=HostConfig(
+            state_dir=state_dir or default_state_dir(),
+            runtime=runtime,
+            connections=ConnectionSettings(ports=allow_ports),
+        ),
         app=AppSettings(
             public_url="",
             limits=DEFAULT_LIMITS,

@@ -1,4 +1,4 @@
-"""How values are written on the command line: durations, sizes, ``KEY=VALUE``."""
+"""How values are written on the command line: durations, sizes, ports, ``KEY=VALUE``."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ from typing import Any
 
 import click
 
-__all__ = ["ASSIGNMENT", "DURATION", "SIZE", "AssignmentType", "DurationType", "SizeType"]
+from sandboxrt.host.connections import PortRules
+
+__all__ = ["ASSIGNMENT", "DURATION", "PORTS", "SIZE", "AssignmentType", "DurationType", "PortsType", "SizeType"]
 
 _DURATION = re.compile(r"(?P<number>\d+(?:\.\d+)?)(?P<unit>ms|s|m|h|)")
 _DURATION_UNITS = {"ms": 0.001, "": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0}
@@ -60,6 +62,22 @@ class AssignmentType(click.ParamType[tuple[str, str]]):
         return key, text
 
 
+class PortsType(click.ParamType[PortRules]):
+    """Ports, written ``5432,8000-8999``, or ``none``."""
+
+    name = "ports"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> PortRules:
+        """The rules."""
+        if isinstance(value, PortRules):
+            return value
+        try:
+            return PortRules.parse(value)
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+
+
 DURATION = DurationType()
+PORTS = PortsType()
 SIZE = SizeType()
 ASSIGNMENT = AssignmentType()

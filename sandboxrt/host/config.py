@@ -9,6 +9,7 @@ import attrs
 import platformdirs
 
 from sandboxrt.host.command import CommandSettings
+from sandboxrt.host.connections import ConnectionSettings
 from sandboxrt.host.sessions import SessionLimits
 from sandboxrt.models import DEFAULT_LIMITS, DEFAULT_REQUIRE, Isolation, Limits
 from sandboxrt.snapshots.content import SnapshotConfig
@@ -46,6 +47,7 @@ class HostConfig:
         stop_grace_s: How long the processes of a sandbox that is stopped may take to end themselves after SIGTERM.
         command: Bounds of each command.
         sessions: Bounds of each sandbox's commands together.
+        connections: Which ports inside may be reached, and the bounds of each sandbox's connections to them.
         spill_quota_bytes: Disk for the output of one sandbox's commands that is too much for memory.
         keep: Leave sandboxes as ``stopped`` with their files when the host ends or dies, and take over those that dead
             hosts have kept: for servers. Otherwise a host's sandboxes go with it.
@@ -62,5 +64,6 @@ class HostConfig:
     stop_grace_s: float = 5.0
     command: CommandSettings = attrs.field(factory=CommandSettings)
     sessions: SessionLimits = attrs.field(factory=SessionLimits)
+    connections: ConnectionSettings = attrs.field(factory=ConnectionSettings)
     spill_quota_bytes: int = 4 * 1024**3
     keep: bool = False

@@ -32,6 +32,7 @@ from sandboxrt.errors import (
 )
 from sandboxrt.host.attachment import AnyAttachment
 from sandboxrt.host.config import HostConfig
+from sandboxrt.host.connections import PortStream
 from sandboxrt.host.files import SandboxFile
 from sandboxrt.host.lifetime import check_ttl
 from sandboxrt.host.ports import SandboxRecords, Snapshots
@@ -460,6 +461,21 @@ class Host:
             SandboxNotReadyError: It is not ready.
         """
         return (await self.find(name)).attach(first)
+
+    async def connect(self, name: str, port: int) -> PortStream:
+        """A connection to a port inside a sandbox, which counts as activity while it is open. The caller closes it.
+
+        Raises:
+            ResourceNotFoundError: There is no such sandbox.
+            SandboxNotReadyError: It is not ready, or ended meanwhile.
+            ValueError: That is no port.
+            TunnelPortNotAllowedError: The host's rules exclude it.
+            TunnelConnectionRefusedError: Nothing listens there, or what listens does not accept.
+            SandboxOperationError: There are too many, or this sandbox's runtime cannot make one.
+
+        Cancellation: atomic.
+        """
+        return await (await self.find(name)).connect(port)
 
     async def read_file(self, name: str, path: str) -> bytes:
         """The whole content of a file; errors as :func:`sandboxrt.host.files.read_file` says."""

@@ -19,7 +19,7 @@ def expiry(
 
     Args:
         created_at: When it was made.
-        last_active_at: When a command or file operation last began or ended.
+        last_active_at: When a command, file operation or connection to a port last began or ended.
         busy: Whether one is going on: the idle limit then does not count.
         ttl_seconds: Longest life; ``None`` or 0 = no limit.
         idle_ttl_seconds: Longest time without activity, likewise.

@@ -27,6 +27,7 @@ from sandboxrt.errors import (
 )
 from sandboxrt.host.attachment import AnyAttachment
 from sandboxrt.host.command import Command, StartError
+from sandboxrt.host.connections import Connections, PortStream
 from sandboxrt.host.files import SandboxFile, open_file, read_file, resolve_path, write_file
 from sandboxrt.host.launch import ImageSettings, Launcher
 from sandboxrt.host.lease import Lease
@@ -111,6 +112,7 @@ class Sandbox:
         self._created_at = trio.current_time()
         self._last_active_at = self._created_at
         self._file_operations = 0
+        self._connections = self._new_connections()
         self._kept = False
         self._has_files = False
         """Whether it was ready once, so that what is in it is somebody's."""
@@ -359,12 +361,14 @@ class Sandbox:
 
     async def _come_to_rest(self) -> None:
         with trio.CancelScope(shield=True):
+            self._connections.close()
             await self._sessions.aclose()
             if self._container is not None:
                 with self._noting_trouble():
                     await self._container.close()
                 self._container = self._launcher = None
         self._sessions = self._new_sessions()
+        self._connections = self._new_connections()
         self.gone = trio.Event()
         with self._noting_trouble():
             self._row = await self._shop.records.set_sandbox_status(self.id, "stopped")
@@ -417,6 +421,7 @@ class Sandbox:
                 self._noting_trouble(),
                 trio.CancelScope(deadline=trio.current_time() + self._shop.config.cleanup_limit_s),
             ):
+                self._connections.close()
                 await self._sessions.aclose()
                 if self._container is not None:
                     await self._container.close()
@@ -428,6 +433,7 @@ class Sandbox:
 
     async def _free(self) -> None:
         """Give back what the host holds for it; the record stays."""
+        self._connections.close()
         await self._sessions.aclose()
         try:
             if self._container is not None:
@@ -465,6 +471,15 @@ class Sandbox:
         self._ready()
         self.touch()
         return self._sessions.attach(first)
+
+    async def connect(self, port: int) -> PortStream:
+        """A connection to a port inside; errors as :meth:`sandboxrt.host.connections.Connections.connect` says.
+
+        Raises:
+            SandboxNotReadyError: It is not ready.
+        """
+        container, _ = self._ready()
+        return await self._connections.connect(container, port)
 
     async def read_file(self, path: str) -> bytes:
         """The whole content of a regular file; errors as :func:`sandboxrt.host.files.read_file` says."""
@@ -571,7 +586,7 @@ class Sandbox:
         return expiry(
             created_at=self._created_at,
             last_active_at=self._last_active_at,
-            busy=self._sessions.running > 0 or self._file_operations > 0,
+            busy=self._sessions.running > 0 or self._file_operations > 0 or len(self._connections) > 0,
             ttl_seconds=row.ttl_seconds,
             idle_ttl_seconds=row.idle_ttl_seconds,
         )
@@ -603,6 +618,9 @@ class Sandbox:
 
     def _new_sessions(self) -> SessionTable:
         return SessionTable(self._new_command, self._start_command, self._shop.config.sessions)
+
+    def _new_connections(self) -> Connections:
+        return Connections(self._shop.config.connections, self.touch)
 
     def _new_command(self, command_id: str, request: Execute, on_finished: Callable[[Command], None]) -> Command:
         def finished(command: Command) -> None:

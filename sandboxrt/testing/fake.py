@@ -37,6 +37,7 @@ from sandboxrt.errors import ResourceCreationError
 from sandboxrt.models import Isolation, IsolationFinding, IsolationReport
 from sandboxrt.testing.filesystem import Device, File, Folder, MemoryFileSystem
 from sandboxrt.testing.pipes import Pipe, PipeReader, PipeWriter, Terminal
+from sandboxrt.testing.ports import Ports
 from sandboxrt.testing.programs import Shell, Sink, Task, shell_body
 
 __all__ = ["FakeContainer", "FakeEngine", "FakeProcess", "Faults"]
@@ -60,6 +61,7 @@ class Faults:
         slow_spawn_s: By how much.
         spawn_failure: Probability that a spawn fails with ``EAGAIN``.
         container_death: Probability that a container dies at a spawn.
+        connect_delay_s: How long every connection to a port takes.
         close_error: Every close of a container ends with this error, after everything was freed.
     """
 
@@ -72,6 +74,7 @@ class Faults:
     slow_spawn_s: float = 1.0
     spawn_failure: float = 0.0
     container_death: float = 0.0
+    connect_delay_s: float = 0.0
     close_error: Exception | None = None
 
 
@@ -161,6 +164,7 @@ class FakeContainer:
         self.spec = spec
         self.files = files
         self.processes: set[FakeProcess] = set()
+        self.ports = Ports()
         self._pid = 1
         self._oom_kills = 0
         self._death: str | None = None
@@ -178,8 +182,8 @@ class FakeContainer:
 
     @property
     def features(self) -> frozenset[Feature]:
-        """All but ports: there is no network."""
-        return frozenset({Feature.TREE_KILL, Feature.OWN_PTY, Feature.TERMINAL_EOF})
+        """All but freezing."""
+        return frozenset({Feature.TREE_KILL, Feature.OWN_PTY, Feature.TERMINAL_EOF, Feature.PORTS})
 
     @property
     def task_count(self) -> int:
@@ -224,9 +228,11 @@ class FakeContainer:
         self.files.write(path, bytes(data), identity, parents=True)
 
     async def connect(self, port: int) -> trio.SocketStream:
-        """Refuse: nothing listens."""
-        await trio.lowlevel.checkpoint()
-        raise ConnectionRefusedError(errno.ECONNREFUSED, "the fake engine has no ports")
+        """Connect to what a ``listen`` command has opened."""
+        await trio.sleep(self.engine.faults.connect_delay_s)
+        if self._death is not None:
+            raise OSError(errno.ESHUTDOWN, "the container is dead")
+        return self.ports.connect(port)
 
     async def oom_kills(self) -> int:
         """How often ``out-of-memory`` has run."""
@@ -313,6 +319,11 @@ class FakeProcess:
     def files(self) -> MemoryFileSystem:
         """The container's."""
         return self.container.files
+
+    @property
+    def ports(self) -> Ports:
+        """The container's."""
+        return self.container.ports
 
     @property
     def pid(self) -> int:

@@ -13,7 +13,9 @@ The vocabulary, each with the meaning that it has in a real container::
     find -H DIR ...        command -v NAME             look for files, as the host does
     pwd  cd DIR  export NAME=VALUE  printenv NAME  id -u  tty  stty size  rm FILE  mkdir -p DIR  wait  exec COMMAND
 
-Of its own: ``out-of-memory`` is killed as the kernel kills a process that takes too much.
+Of its own: ``out-of-memory`` is killed as the kernel kills a process that takes too much, and ``listen PORT`` says so
+and then sends back what comes over each connection (``listen PORT reverse``: backwards, once it has ended; ``mute``:
+nothing, nor does it read; ``flood``: zeros without an end).
 """
 
 from __future__ import annotations
@@ -32,6 +34,7 @@ from sandboxrt.engine.base import ExitStatus, FileError, FileErrorKind, Identity
 from sandboxrt.testing.filesystem import File, Folder, MemoryFileSystem
 from sandboxrt.testing.find import find
 from sandboxrt.testing.pipes import Pipe, Terminal
+from sandboxrt.testing.ports import HABITS, Ports
 from sandboxrt.testing.script import AndOr, For, Group, Item, Node, Redirect, ScriptError, Simple, While, Word, parse
 
 __all__ = ["Shell", "Sink", "Surroundings", "Task", "shell_body"]
@@ -68,6 +71,11 @@ class Surroundings(Protocol):
     @property
     def terminal(self) -> Terminal | None:
         """The process's terminal, if it has one."""
+        ...
+
+    @property
+    def ports(self) -> Ports:
+        """The container's ports."""
         ...
 
     def fork(self, shell: Shell) -> bool:
@@ -416,6 +424,17 @@ async def _out_of_memory(shell: Shell, words: list[str]) -> int:
     return 0
 
 
+async def _listen(shell: Shell, words: list[str]) -> int:
+    port = int(words[0])
+    try:
+        async with shell.around.ports.listening(port, HABITS[words[1] if words[1:] else "echo"]):
+            await shell.stdout(b"listening\n")
+            await trio.sleep_forever()
+    except OSError:
+        await shell.stderr(f"listen: port {port} is in use\n".encode())
+    return 1
+
+
 async def _command(shell: Shell, words: list[str]) -> int:
     known = words[:1] == ["-v"] and len(words) == 2 and words[1] in {*_PROGRAMS, "grep"}
     return 0 if known else _NOT_FOUND
@@ -456,6 +475,7 @@ _PROGRAMS: Mapping[str, Callable[[Shell, list[str]], Awaitable[int]]] = {
     "head": _head,
     "id": _print_line(lambda shell: str(shell.identity.uid)),
     "kill": _kill,
+    "listen": _listen,
     "mkdir": _mkdir,
     "out-of-memory": _out_of_memory,
     "printenv": _printenv,

@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 import trio
 
+from sandboxrt.errors import TunnelConnectionRefusedError
 from sandboxrt.host.command import CommandSettings
+from sandboxrt.host.connections import PortStream
 from sandboxrt.host.host import Host, HostConfig, open_host
 from sandboxrt.models import Limits
 from sandboxrt.protocol.exec import Execute, Exit, Reconnect
@@ -92,3 +94,45 @@ async def test_a_long_line_of_bad_bytes_has_exact_offsets(host: Host) -> None:
 
     raw = random.Random(1).randbytes(3_000_000).replace(b"\n", b"x") + "€é😀".encode() * 300_000 + b"\xf0\x9f"
     assert outcome.stdout == raw.decode(errors="replace")
+
+
+LISTENER = """
+import socket, sys
+family = socket.AF_INET6 if ":" in sys.argv[1] else socket.AF_INET
+s = socket.create_server((sys.argv[1], int(sys.argv[2])), family=family)
+print("listening", flush=True)
+while True:
+    c, _ = s.accept()
+    got = b""
+    while piece := c.recv(65536):
+        got += piece
+    c.sendall(got[::-1])
+    c.close()
+"""
+
+
+@pytest.mark.parametrize("runtime", ["crun", "runsc"])
+async def test_ports_are_reached_on_either_loopback_and_end_with_the_sandbox(tmp_path: Path, runtime: str) -> None:
+    require = frozenset() if runtime == "runsc" else HostConfig().require
+    async with open_host(HostConfig(state_dir=tmp_path, runtime=runtime, require=require)) as host:
+        await host.create_sandbox(CreateSandbox(name="ports", limits=Limits()))
+        addresses = {"127.0.0.1": 8001} if runtime == "runsc" else {"127.0.0.1": 8001, "::1": 8002}
+        for address, port in addresses.items():
+            script = f"exec python3 -c '{LISTENER}' {address} {port}"
+            async with converse(host, "ports", Execute(command=script)) as reader:
+                await reader.until("listening")
+            data = random.Random(port).randbytes(3_000_000)
+            with trio.fail_after(30):
+                async with await host.connect("ports", port) as stream, trio.open_nursery() as nursery:
+
+                    async def send(stream: PortStream = stream, data: bytes = data) -> None:
+                        await stream.send_all(data)
+                        await stream.send_eof()
+
+                    nursery.start_soon(send)
+                    assert b"".join([bytes(piece) async for piece in stream]) == data[::-1]
+        with pytest.raises(TunnelConnectionRefusedError):
+            await host.connect("ports", 8003)
+        open_one = await host.connect("ports", 8001)
+        await host.delete_sandbox("ports")
+        assert open_one.socket.fileno() == -1
