@@ -19,6 +19,7 @@ from benchmarks.contenders.base import Contender
 from benchmarks.contenders.ours import Ours
 from benchmarks.contenders.podman import podman
 from benchmarks.memory import idle_footprint
+from benchmarks.neighbours import beside_neighbours
 from benchmarks.report import Measurement, Report
 from benchmarks.samples import Case, interleave
 from benchmarks.served import SERVED, served
@@ -28,7 +29,7 @@ from sandboxrt.engine.probe import LAUNCH_SOURCE, HostProbe, probe_host
 from sandboxrt.snapshots.library import SnapshotLibrary
 from sandboxrt.store import Store
 
-EMBEDDED = ("create", "round_trip", "stream", "burst", "memory")
+EMBEDDED = ("create", "round_trip", "stream", "burst", "memory", "neighbours")
 STREAM_BYTES = 100_000_000
 STREAM = f"head -c {STREAM_BYTES} /dev/zero"
 DOCS = Path(__file__).parents[1] / "docs"
@@ -52,49 +53,55 @@ class Benchmarks:
     def rounds(self, full: int) -> int:
         return 3 if self.quick else full
 
-    def create(self) -> Measurement:
+    def create(self) -> list[Measurement]:
         cases = {name: Case(each.first_output) for name, each in self.contenders.items()}
         samples = interleave(cases, rounds=self.rounds(30), warmup=2)
-        return Measurement(
-            "create to first output",
-            "ms",
-            _milliseconds(samples),
-            "at most 1.3x bare, 12x faster than podman",
-            note="From nothing to the first byte of `echo ok`, the disk included. The removal is not timed.",
-        )
+        return [
+            Measurement(
+                "create to first output",
+                "ms",
+                _milliseconds(samples),
+                "at most 1.3x bare, 12x faster than podman",
+                note="From nothing to the first byte of `echo ok`, the disk included. The removal is not timed.",
+            )
+        ]
 
-    def round_trip(self) -> Measurement:
+    def round_trip(self) -> list[Measurement]:
         with contextlib.ExitStack() as stack:
             living = {name: stack.enter_context(each.living()) for name, each in self.contenders.items()}
             cases = {
                 name: Case(each.round_trip, per_round=10 if name == "sandboxrt" else 2) for name, each in living.items()
             }
             samples = interleave(cases, rounds=self.rounds(20), warmup=2)
-        return Measurement(
-            "run round trip",
-            "ms",
-            _milliseconds(samples),
-            "at most 3 ms, a third of bare",
-            note="`/bin/sh -c 'echo ok'` in a sandbox that is there already: output and exit code. "
-            "The rivals' own `exec` programs, started with `posix_spawn`.",
-        )
+        return [
+            Measurement(
+                "run round trip",
+                "ms",
+                _milliseconds(samples),
+                "at most 3 ms, a third of bare",
+                note="`/bin/sh -c 'echo ok'` in a sandbox that is there already: output and exit code. "
+                "The rivals' own `exec` programs, started with `posix_spawn`.",
+            )
+        ]
 
-    def stream(self) -> Measurement:
+    def stream(self) -> list[Measurement]:
         with contextlib.ExitStack() as stack:
             living = {name: stack.enter_context(each.living()) for name, each in self.contenders.items()}
             cases = {name: Case(functools.partial(each.stream, STREAM, STREAM_BYTES)) for name, each in living.items()}
             seconds = interleave(cases, rounds=self.rounds(7), warmup=1)
-        return Measurement(
-            "streaming 100 MB",
-            "MB/s",
-            {name: [STREAM_BYTES / 1e6 / sample for sample in taken] for name, taken in seconds.items()},
-            "at least 300 MB/s",
-            higher_is_better=True,
-            note="One command's output to the reader of its chunks, as text with offsets and replay. The rivals only "
-            "copy bytes to a pipe, which is read and dropped.",
-        )
+        return [
+            Measurement(
+                "streaming 100 MB",
+                "MB/s",
+                {name: [STREAM_BYTES / 1e6 / sample for sample in taken] for name, taken in seconds.items()},
+                "at least 300 MB/s",
+                higher_is_better=True,
+                note="One command's output to the reader of its chunks, as text with offsets and replay. The rivals only "
+                "copy bytes to a pipe, which is read and dropped.",
+            )
+        ]
 
-    def burst(self) -> Measurement:
+    def burst(self) -> list[Measurement]:
         count = 20 if self.quick else 200
         cases = {
             name: Case(functools.partial(each.burst, count, 8))
@@ -105,31 +112,40 @@ class Benchmarks:
         samples = {name: [count / sample for sample in taken] for name, taken in seconds.items()}
         few = 5 if self.quick else 20
         samples["podman"] = [few / self.contenders["podman"].burst(few, 8)]
-        return Measurement(
-            f"burst of {count}",
-            "/s",
-            samples,
-            "at least 40/s",
-            higher_is_better=True,
-            note=f"{count} sandboxes wanted at once; each runs `echo ok` and is removed, all of it timed. Bare: 8 at a "
-            f"time, without the removal. podman: {few}, 8 at a time.",
-        )
+        return [
+            Measurement(
+                f"burst of {count}",
+                "/s",
+                samples,
+                "at least 40/s",
+                higher_is_better=True,
+                note=f"{count} sandboxes wanted at once; each runs `echo ok` and is removed, all of it timed. Bare: 8 at "
+                f"a time, without the removal. podman: {few}, 8 at a time.",
+            )
+        ]
 
-    def memory(self) -> Measurement:
+    def memory(self) -> list[Measurement]:
         samples: dict[str, list[float]] = {}
         for name, each in self.contenders.items():
             count = 5 if self.quick else (10 if name == "podman" else 50)
             found = idle_footprint(each, count)
             _say(f"  {name}: {found}")
             samples[name] = [found.total / 1024]
-        return Measurement(
-            "memory of an idle sandbox",
-            "MiB",
-            samples,
-            "at most 1.5 MiB",
-            note="Proportional set size of its processes, growth of the driving process, and what the kernel keeps "
-            "(slab, page tables, stacks), divided by the number of sandboxes.",
-        )
+        return [
+            Measurement(
+                "memory of an idle sandbox",
+                "MiB",
+                samples,
+                "at most 1.5 MiB",
+                note="Proportional set size of its processes, growth of the driving process, and what the kernel keeps "
+                "(slab, page tables, stacks), divided by the number of sandboxes.",
+            )
+        ]
+
+    def neighbours(self) -> list[Measurement]:
+        ours = self.contenders["sandboxrt"]
+        assert isinstance(ours, Ours)
+        return ours.on_trio(functools.partial(beside_neighbours, ours.client, self.rounds(5)))
 
 
 def _version(*argv: str) -> str:
@@ -145,7 +161,7 @@ def _measure(ours: Ours, bare: Bare, folder: Path, options: argparse.Namespace) 
         benchmarks = Benchmarks({"sandboxrt": ours, bare.name: bare, "podman": rival}, quick=options.quick)
         for name in [each for each in EMBEDDED if not options.only or each in options.only]:
             _say(f"{name} ...")
-            _add(report, [getattr(benchmarks, name)()])
+            _add(report, getattr(benchmarks, name)())
     return report
 
 
