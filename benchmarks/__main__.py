@@ -96,8 +96,8 @@ class Benchmarks:
                 {name: [STREAM_BYTES / 1e6 / sample for sample in taken] for name, taken in seconds.items()},
                 "at least 300 MB/s",
                 higher_is_better=True,
-                note="One command's output to the reader of its chunks, as text with offsets and replay. The rivals only "
-                "copy bytes to a pipe, which is read and dropped.",
+                note="One command's output to the reader of its chunks, as text with offsets and replay. The rivals "
+                "only copy bytes to a pipe, which is read and dropped.",
             )
         ]
 
@@ -119,8 +119,8 @@ class Benchmarks:
                 samples,
                 "at least 40/s",
                 higher_is_better=True,
-                note=f"{count} sandboxes wanted at once; each runs `echo ok` and is removed, all of it timed. Bare: 8 at "
-                f"a time, without the removal. podman: {few}, 8 at a time.",
+                note=f"{count} sandboxes wanted at once; each runs `echo ok` and is removed, all of it timed. Bare: 8 "
+                f"at a time, without the removal. podman: {few}, 8 at a time.",
             )
         ]
 
