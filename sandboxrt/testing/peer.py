@@ -10,6 +10,7 @@
 
 Each WebSocket takes the next script; HTTP requests get the answer that was laid out for them, or else that of a small
 control plane in memory, in which sandboxes are made and deleted but nothing runs. Everything that clients send is kept.
+With a ``MockClock`` hours pass at once, and only while nothing is under way (:mod:`sandboxrt.testing.loopback`).
 
 Source: protocol.md §2, §3, §4.
 """
@@ -29,7 +30,9 @@ from urllib.parse import parse_qs, unquote, urlsplit
 import attrs
 import h11
 import trio
+import trio.testing
 
+from sandboxrt.testing.loopback import jumping
 from sandboxrt.testing.peer_steps import ClientGoneError, PeerSocket, Refuse, Step
 
 __all__ = ["Answer", "Peer", "PeerRequest", "open_peer"]
@@ -314,8 +317,12 @@ class Peer:
 
 
 @contextlib.asynccontextmanager
-async def open_peer() -> AsyncIterator[Peer]:
+async def open_peer(clock: trio.testing.MockClock | None = None) -> AsyncIterator[Peer]:
     """A peer for the length of the block; leaving it ends every connection.
+
+    Args:
+        clock: The run's clock, ``MockClock(rate=0)``; it jumps to the next deadline whenever nothing is under way
+            between the peer and its clients.
 
     Raises:
         AssertionError: A client did something else than the script expects of it.
@@ -325,7 +332,8 @@ async def open_peer() -> AsyncIterator[Peer]:
     try:
         async with trio.open_nursery() as nursery:
             await nursery.start(partial(trio.serve_listeners, peer._serve, listeners))
-            yield peer
+            async with contextlib.nullcontext() if clock is None else jumping(clock, peer.port):
+                yield peer
             nursery.cancel_scope.cancel()
     except BaseExceptionGroup as group:
         if len(group.exceptions) == 1:

@@ -21,13 +21,13 @@ def plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def clock() -> trio.testing.MockClock:
-    """Virtual time. Peer and client share one loop, so nothing is under way when nothing has happened for a moment."""
-    return trio.testing.MockClock(rate=0, autojump_threshold=0.02)
+    """Virtual time, which passes while nothing is under way between the peer and its clients."""
+    return trio.testing.MockClock(rate=0)
 
 
 @pytest.fixture
 async def peer(clock: trio.testing.MockClock) -> AsyncIterator[Peer]:
-    async with open_peer() as peer:
+    async with open_peer(clock) as peer:
         yield peer
         # Whatever a test did: a closed client keeps no connection, and every connection laid out was made.
         with trio.move_on_after(5):
