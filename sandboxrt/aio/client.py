@@ -14,7 +14,7 @@ from sandboxrt.bridge.loops import AsyncioClient
 from sandboxrt.bridge.portal import Portal
 from sandboxrt.client import client as _trio_client
 from sandboxrt.engine.base import Engine
-from sandboxrt.models import DEFAULT_LIMITS, DEFAULT_REQUIRE, Isolation, Limits, ResourceStatus, Snapshot
+from sandboxrt.models import DEFAULT_LIMITS, DEFAULT_REQUIRE, Isolation, Limits, ResourceStatus, RunConfig, Snapshot
 
 __all__ = ["AsyncSandboxClient"]
 
@@ -327,6 +327,52 @@ class AsyncSandboxClient(AsyncioClient[_trio_client.AsyncSandboxClient]):
             )
         )
 
+    async def capture_snapshot(
+        self,
+        sandbox_name: str,
+        name: str,
+        *,
+        tag: str | None = None,
+        fs_capacity_bytes: int | None = None,
+        run_config: RunConfig | None = None,
+        timeout: float = 60,
+        headers: Mapping[str, str] | None = None,
+    ) -> Snapshot:
+        """Make a snapshot of a sandbox's files, running or stopped, and wait until it is ready.
+
+        A running sandbox stands still while its files are copied, so that they are as of one instant. Neither its
+        processes nor ``/tmp`` are in the snapshot.
+
+        Args:
+            sandbox_name: Which.
+            name: The snapshot's name.
+            tag: ``name:tag`` means this snapshot from then on; ``latest`` if left out.
+            fs_capacity_bytes: Disk size of sandboxes that are made from it; as the captured one's if left out.
+            run_config: How commands run in those when nobody says otherwise.
+            timeout: Seconds to wait; the capture goes on when they are over.
+            headers: For a server.
+
+        Raises:
+            ResourceCreationError: It failed; the message says why (``error_type`` is ``DiskFull`` where the host was).
+            ResourceNotFoundError: There is no such sandbox.
+            ResourceTimeoutError: It was not ready in time; ``wait_for_snapshot`` waits on.
+            SandboxNotReadyError: It is neither ready nor stopped, or it runs where nothing can be made to stand still
+                (unprivileged hosts, gVisor): stop it first.
+
+        Source: protocol.md §2.5.
+        """
+        return await self._call(
+            lambda: self._inner.capture_snapshot(
+                sandbox_name,
+                name,
+                tag=tag,
+                fs_capacity_bytes=fs_capacity_bytes,
+                run_config=run_config,
+                timeout=timeout,
+                headers=headers,
+            )
+        )
+
     async def get_snapshot(self, snapshot_id: str, *, headers: Mapping[str, str] | None = None) -> Snapshot:
         """A snapshot by id. Raises :class:`~sandboxrt.errors.ResourceNotFoundError`."""
         return await self._call(lambda: self._inner.get_snapshot(snapshot_id, headers=headers))
@@ -355,7 +401,12 @@ class AsyncSandboxClient(AsyncioClient[_trio_client.AsyncSandboxClient]):
         )
 
     async def delete_snapshot(self, snapshot_id: str, *, headers: Mapping[str, str] | None = None) -> None:
-        """Delete a snapshot. Raises :class:`~sandboxrt.errors.ResourceInUseError` while sandboxes use it."""
+        """Delete a snapshot.
+
+        Raises:
+            ResourceInUseError: Sandboxes use it, or snapshots that were captured from those; ``used_by`` names them.
+            ResourceNotFoundError: There is no such snapshot.
+        """
         await self._call(lambda: self._inner.delete_snapshot(snapshot_id, headers=headers))
 
     async def wait_for_snapshot(

@@ -14,7 +14,7 @@ from sandboxrt.bridge.loops import AsyncioFacade
 from sandboxrt.client import command as _trio_command
 from sandboxrt.client import sandbox as _trio_sandbox
 from sandboxrt.client.callbacks import OutputCallback
-from sandboxrt.models import ExecutionResult, IsolationReport
+from sandboxrt.models import ExecutionResult, IsolationReport, RunConfig, Snapshot
 
 __all__ = ["AsyncSandbox", "AsyncSandboxCreation"]
 
@@ -355,6 +355,31 @@ class AsyncSandbox(AsyncioFacade[_trio_sandbox.AsyncSandbox]):
             ResourceNotFoundError: It is gone already.
         """
         await self._call(lambda: self._inner.delete(headers=headers))
+
+    async def capture_snapshot(
+        self,
+        name: str,
+        *,
+        tag: str | None = None,
+        fs_capacity_bytes: int | None = None,
+        run_config: RunConfig | None = None,
+        timeout: float = 60,
+        headers: Mapping[str, str] | None = None,
+    ) -> Snapshot:
+        """Make a snapshot of this sandbox's files, and wait until it is ready.
+
+        The arguments and errors are those of the client's ``capture_snapshot``.
+        """
+        return await self._call(
+            lambda: self._inner.capture_snapshot(
+                name,
+                tag=tag,
+                fs_capacity_bytes=fs_capacity_bytes,
+                run_config=run_config,
+                timeout=timeout,
+                headers=headers,
+            )
+        )
 
     async def __aenter__(self) -> Self:
         await self._enter(self._inner)

@@ -12,6 +12,7 @@ from typing import Any, Literal, NoReturn, Self
 import attrs
 import trio
 
+from sandboxrt.client.captures import capture_and_wait
 from sandboxrt.client.config import RemoteConfig, choose_mode, remote_config
 from sandboxrt.client.context import require_trio
 from sandboxrt.client.creation import Creator, check_ttl
@@ -23,8 +24,8 @@ from sandboxrt.client.transport.http import HttpTransport
 from sandboxrt.client.transport.local import HostConfig, LocalTransport
 from sandboxrt.engine.base import Engine
 from sandboxrt.errors import ClientClosedError
-from sandboxrt.models import DEFAULT_LIMITS, DEFAULT_REQUIRE, Isolation, Limits, ResourceStatus, Snapshot
-from sandboxrt.protocol.rest import CreateSandbox, CreateSnapshot, UpdateSandbox
+from sandboxrt.models import DEFAULT_LIMITS, DEFAULT_REQUIRE, Isolation, Limits, ResourceStatus, RunConfig, Snapshot
+from sandboxrt.protocol.rest import CaptureSnapshot, CreateSandbox, CreateSnapshot, UpdateSandbox
 
 __all__ = ["AsyncSandboxClient"]
 
@@ -340,6 +341,45 @@ class AsyncSandboxClient:
         snapshot = await self._transport(headers).create_snapshot(request)
         return await self._transport(headers).wait_for_snapshot(snapshot.id, timeout, 2.0)
 
+    async def capture_snapshot(
+        self,
+        sandbox_name: str,
+        name: str,
+        *,
+        tag: str | None = None,
+        fs_capacity_bytes: int | None = None,
+        run_config: RunConfig | None = None,
+        timeout: float = 60,
+        headers: Mapping[str, str] | None = None,
+    ) -> Snapshot:
+        """Make a snapshot of a sandbox's files, running or stopped, and wait until it is ready.
+
+        A running sandbox stands still while its files are copied, so that they are as of one instant. Neither its
+        processes nor ``/tmp`` are in the snapshot.
+
+        Args:
+            sandbox_name: Which.
+            name: The snapshot's name.
+            tag: ``name:tag`` means this snapshot from then on; ``latest`` if left out.
+            fs_capacity_bytes: Disk size of sandboxes that are made from it; as the captured one's if left out.
+            run_config: How commands run in those when nobody says otherwise.
+            timeout: Seconds to wait; the capture goes on when they are over.
+            headers: For a server.
+
+        Raises:
+            ResourceCreationError: It failed; the message says why (``error_type`` is ``DiskFull`` where the host was).
+            ResourceNotFoundError: There is no such sandbox.
+            ResourceTimeoutError: It was not ready in time; ``wait_for_snapshot`` waits on.
+            SandboxNotReadyError: It is neither ready nor stopped, or it runs where nothing can be made to stand still
+                (unprivileged hosts, gVisor): stop it first.
+
+        Source: protocol.md §2.5.
+        """
+        request = CaptureSnapshot(
+            name=name, tag=tag or "latest", fs_capacity_bytes=fs_capacity_bytes, run_config=run_config
+        )
+        return await capture_and_wait(self._transport(headers), sandbox_name, request, timeout)
+
     async def get_snapshot(self, snapshot_id: str, *, headers: Mapping[str, str] | None = None) -> Snapshot:
         """A snapshot by id. Raises :class:`~sandboxrt.errors.ResourceNotFoundError`."""
         return await self._transport(headers).get_snapshot(snapshot_id)
@@ -366,7 +406,12 @@ class AsyncSandboxClient:
         return await self._transport(headers).list_snapshots(name_contains, limit, offset)
 
     async def delete_snapshot(self, snapshot_id: str, *, headers: Mapping[str, str] | None = None) -> None:
-        """Delete a snapshot. Raises :class:`~sandboxrt.errors.ResourceInUseError` while sandboxes use it."""
+        """Delete a snapshot.
+
+        Raises:
+            ResourceInUseError: Sandboxes use it, or snapshots that were captured from those; ``used_by`` names them.
+            ResourceNotFoundError: There is no such snapshot.
+        """
         await self._transport(headers).delete_snapshot(snapshot_id)
 
     async def wait_for_snapshot(

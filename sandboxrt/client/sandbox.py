@@ -11,14 +11,15 @@ import attrs
 import trio
 
 from sandboxrt.client.callbacks import OutputCallback, run_callbacks
+from sandboxrt.client.captures import capture_and_wait
 from sandboxrt.client.command import AsyncCommandHandle
 from sandboxrt.client.leases import LeaseKeeper
 from sandboxrt.client.owner import Owner
 from sandboxrt.client.session import CommandSession, new_command_id
 from sandboxrt.errors import SandboxClientError, SandboxNotReadyError, SandboxOperationError
-from sandboxrt.models import ExecutionResult, IsolationReport, OutputChunk
+from sandboxrt.models import ExecutionResult, IsolationReport, OutputChunk, RunConfig, Snapshot
 from sandboxrt.protocol.exec import Execute
-from sandboxrt.protocol.rest import SandboxInfo
+from sandboxrt.protocol.rest import CaptureSnapshot, SandboxInfo
 
 __all__ = ["AsyncSandbox", "AsyncSandboxCreation"]
 
@@ -400,6 +401,25 @@ class AsyncSandbox:
         await self._owner.transport.with_headers(headers).delete_sandbox(self.name)
         if self._lease is not None:
             self._lease.end()
+
+    async def capture_snapshot(
+        self,
+        name: str,
+        *,
+        tag: str | None = None,
+        fs_capacity_bytes: int | None = None,
+        run_config: RunConfig | None = None,
+        timeout: float = 60,
+        headers: Mapping[str, str] | None = None,
+    ) -> Snapshot:
+        """Make a snapshot of this sandbox's files, and wait until it is ready.
+
+        The arguments and errors are those of the client's ``capture_snapshot``.
+        """
+        request = CaptureSnapshot(
+            name=name, tag=tag or "latest", fs_capacity_bytes=fs_capacity_bytes, run_config=run_config
+        )
+        return await capture_and_wait(self._owner.transport.with_headers(headers), self.name, request, timeout)
 
     def _usable(self) -> SandboxInfo:
         """What is known of it. A server may wake what is stopped; here a stop means a stop until ``start``."""

@@ -27,6 +27,7 @@ import trio
 from sandboxrt.models import Isolation, IsolationReport, Limits
 
 __all__ = [
+    "Captured",
     "CommandGroup",
     "Container",
     "ContainerSpec",
@@ -43,6 +44,7 @@ __all__ = [
     "Process",
     "ProcessSpec",
     "SpawnFailedError",
+    "upper_name",
 ]
 
 
@@ -149,6 +151,11 @@ class ExitStatus:
         return self.code
 
 
+def upper_name(at: str) -> str:
+    """The name of the writable folder for layers at ``at``, and of what is captured of it."""
+    return at.rstrip("/").replace("/", "@") or "@"
+
+
 class SpawnFailedError(Exception):
     """No process could be made: the pid limit is reached, or the container is dying. ``errno`` says which."""
 
@@ -212,6 +219,21 @@ class FileStat:
     mtime_ns: int
     ctime_ns: int = 0
     inode: int = 0
+
+
+@attrs.frozen
+class Captured:
+    """What was copied.
+
+    Attributes:
+        files: How many files, folders aside.
+        used_bytes: What they take on disk.
+        paused_s: For how long everything stood still; ``None`` where nothing ran.
+    """
+
+    files: int
+    used_bytes: int
+    paused_s: float | None = None
 
 
 class OpenFile(Protocol):
@@ -374,6 +396,13 @@ class Container(Protocol):
         """
         ...
 
+    async def capture(self, target: Path, *, reserve_bytes: int = 0) -> Captured:
+        """Copy what was written since the layers, as of one instant, without ``/tmp``; see :meth:`Engine.capture`.
+
+        Everything inside stands still meanwhile, and runs on whatever comes of it. Needs ``FREEZE``.
+        """
+        ...
+
     async def oom_kills(self) -> int:
         """How many processes the kernel has killed here for lack of memory (0 where it cannot be told)."""
         ...
@@ -409,6 +438,23 @@ class Engine(Protocol):
             IsolationError: ``spec.require`` or a limit cannot be met here.
             EngineUnavailableError: The runtime is missing or does not work; the message has its own words.
             ResourceCreationError: Anything else, with the runtime's own words.
+        """
+        ...
+
+    async def capture(self, state_dir: Path, uid_base: int, target: Path, *, reserve_bytes: int = 0) -> Captured:
+        """Copy what closed containers of ``state_dir`` have written since their layers, without ``/tmp``.
+
+        Args:
+            state_dir: The sandbox's folder; nothing runs over it, and nothing is started before this ends.
+            uid_base: The spec's.
+            target: An empty private folder. ``target/tree/NAME`` is made for each place of layers
+                (:func:`upper_name`): a layer to lie on top of those, with the owners seen inside.
+            reserve_bytes: What must stay free on the target's file system.
+
+        Raises:
+            ResourceCreationError: ``DiskFull``, or ``Capture`` with the reason; the target is the caller's to remove.
+
+        Cancellation: the copying ends; the target is the caller's to remove.
         """
         ...
 

@@ -419,6 +419,18 @@ class SandboxCgroups:
                 raise TimeoutError(errno.ETIMEDOUT, "the processes do not stand still", str(folder)) from None
             raise
 
+    @property
+    def thawing(self) -> tuple[Path, str]:
+        """The file of the tree that freezes, and what written into it lets all processes run again.
+
+        Raises:
+            OSError: No tree can freeze.
+        """
+        folder = self.tree_folder
+        if folder is None:
+            raise OSError(errno.EOPNOTSUPP, "this host has no control groups that can freeze")
+        return (folder / "cgroup.freeze", "0") if _is_v2(folder) else (folder / "freezer.state", "THAWED")
+
     async def thaw(self) -> None:
         """Let all processes run again. Harmless when they do."""
         folder = self.tree_folder

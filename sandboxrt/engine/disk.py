@@ -41,6 +41,7 @@ __all__ = [
     "disk_size",
     "ensure_clean",
     "sparse_copy",
+    "wait_detached",
 ]
 
 T = TypeVar("T")
@@ -256,6 +257,24 @@ def _ensure_clean(image: Path) -> None:
             "sandbox",
             "Disk",
         )
+
+
+async def wait_detached(image: Path, sys_block: Path = Path("/sys/block")) -> None:
+    """Wait until no loop device holds an image any more: it frees itself some time after its last mount is gone.
+
+    Cancellation: can be called again.
+    """
+    pause_s = 0.0005
+    while await _in_thread(lambda: any(_holds(entry, image) for entry in sys_block.glob("loop*"))):
+        await trio.sleep(pause_s)
+        pause_s = min(2 * pause_s, 0.1)
+
+
+def _holds(entry: Path, image: Path) -> bool:
+    try:
+        return (entry / "loop/backing_file").read_text().rstrip("\n") == str(image.resolve())
+    except OSError:
+        return False
 
 
 async def detach_loops_below(folder: Path, sys_block: Path = Path("/sys/block")) -> list[str]:

@@ -26,6 +26,7 @@ import trio
 
 from sandboxrt.engine import probe as host_probe
 from sandboxrt.engine.base import (
+    Captured,
     ContainerSpec,
     Feature,
     Identity,
@@ -33,8 +34,10 @@ from sandboxrt.engine.base import (
     Process,
     ProcessSpec,
 )
+from sandboxrt.engine.capture import DISK_IMAGE, capture_running, capture_stopped
 from sandboxrt.engine.cgroup_events import CgroupEvents
 from sandboxrt.engine.cgroups import SandboxCgroups
+from sandboxrt.engine.copy.copier import Copier, Freezer
 from sandboxrt.engine.disk import DiskTemplates, detach_loops_below, ensure_clean
 from sandboxrt.engine.findings import GUEST_KERNEL_RUNTIMES
 from sandboxrt.engine.idmap import read_subids, subid_ranges_of
@@ -163,6 +166,8 @@ class OciContainer:
     _channel: InitChannel | ExecChannel
     _remains: _Remains
     _has_guest_kernel: bool
+    _spec: ContainerSpec
+    _copier: Copier
     _closing: trio.Lock = attrs.field(factory=trio.Lock, init=False)
     _closed: bool = attrs.field(default=False, init=False)
 
@@ -202,6 +207,22 @@ class OciContainer:
     async def connect(self, port: int) -> trio.SocketStream:
         """See :class:`~sandboxrt.engine.base.Container`."""
         return await self._channel.connect(port)
+
+    async def capture(self, target: Path, *, reserve_bytes: int = 0) -> Captured:
+        """See :class:`~sandboxrt.engine.base.Container`."""
+        cgroups = self._remains.cgroups
+        if Feature.FREEZE not in self.features or cgroups is None:
+            raise ResourceCreationError("what runs here cannot be frozen", "snapshot", "Capture")
+        file, text = cgroups.thawing
+        return await capture_running(
+            self._copier,
+            self._spec.state_dir,
+            first_id=self._spec.uid_base if self._copier.is_root else None,
+            loop=self._remains.loop if self._remains.image is not None else None,
+            freezer=Freezer(cgroups.freeze, cgroups.thaw, file, text),
+            target=target,
+            reserve_bytes=reserve_bytes,
+        )
 
     async def oom_kills(self) -> int:
         """See :class:`~sandboxrt.engine.base.Container`."""
@@ -282,7 +303,19 @@ class OciEngine:
                 await remains.free()
                 raise
         has_guest_kernel = probe.facts.runtime.kind in GUEST_KERNEL_RUNTIMES
-        return OciContainer(spec.id, probe.report, channel, remains, has_guest_kernel)
+        copier = Copier(self.state_dir / "tools", probe.facts.is_root)
+        return OciContainer(spec.id, probe.report, channel, remains, has_guest_kernel, spec, copier)
+
+    async def capture(self, state_dir: Path, uid_base: int, target: Path, *, reserve_bytes: int = 0) -> Captured:
+        """See :class:`~sandboxrt.engine.base.Engine`."""
+        is_root = (await self._probe()).facts.is_root
+        return await capture_stopped(
+            Copier(self.state_dir / "tools", is_root),
+            state_dir,
+            first_id=uid_base if is_root else None,
+            target=target,
+            reserve_bytes=reserve_bytes,
+        )
 
     async def release(self, state_dir: Path) -> None:
         """See :class:`~sandboxrt.engine.base.Engine`."""
@@ -360,7 +393,7 @@ class OciEngine:
             (state_dir / DATA_FOLDER).mkdir(mode=0o711, exist_ok=True)
             return
         assert plan.spec.limits.disk_bytes is not None
-        image = state_dir / "disk.img"
+        image = state_dir / DISK_IMAGE
         if image.exists():
             await ensure_clean(image)
         else:

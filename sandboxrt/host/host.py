@@ -41,7 +41,7 @@ from sandboxrt.host.sandbox import Sandbox, SandboxStatus
 from sandboxrt.host.search import FoundFiles, FoundLines
 from sandboxrt.models import IsolationReport, ResourceStatus, Snapshot
 from sandboxrt.protocol.exec import Execute, Reconnect
-from sandboxrt.protocol.rest import CreateSandbox, CreateSnapshot, SandboxInfo, UpdateSandbox
+from sandboxrt.protocol.rest import CaptureSnapshot, CreateSandbox, CreateSnapshot, SandboxInfo, UpdateSandbox
 from sandboxrt.snapshots.content import Progress
 from sandboxrt.store import SandboxRow, Store
 
@@ -413,6 +413,16 @@ class Host:
         """Begin to build a snapshot; it goes on by itself."""
         self._check_open()
         return await self._snapshots.create(request)
+
+    async def capture_snapshot(self, name: str, request: CaptureSnapshot) -> Snapshot:
+        """Begin to make a snapshot of a sandbox's files as they are now, without ``/tmp``; it goes on by itself.
+
+        Raises:
+            ResourceNotFoundError: There is no such sandbox.
+            SandboxNotReadyError: It is neither ready nor stopped, or runs where nothing can be frozen: stop it first.
+            ValidationError: A value is wrong; ``field`` names it.
+        """
+        return await self._snapshots.capture(request, (await self.find(name)).capture_source())
 
     async def get_snapshot(self, reference: str, tenant: str | None = None, *, newest: bool = False) -> Snapshot:
         """One snapshot, by id, ``name:tag`` or name; of any tenant by id alone. Raises ``ResourceNotFoundError``."""

@@ -11,8 +11,8 @@ from typing import Protocol
 from sandboxrt.engine.base import Layer
 from sandboxrt.host.launch import ImageSettings
 from sandboxrt.models import Isolation, Limits, RunConfig, Snapshot
-from sandboxrt.protocol.rest import CreateSnapshot
-from sandboxrt.snapshots.content import Progress
+from sandboxrt.protocol.rest import CaptureSnapshot, CreateSnapshot
+from sandboxrt.snapshots.content import CaptureSource, Progress
 from sandboxrt.store import SandboxRow
 
 __all__ = ["SandboxRecords", "SnapshotContents", "Snapshots"]
@@ -100,6 +100,10 @@ class Snapshots(Protocol):
         """Begin to build one."""
         ...
 
+    async def capture(self, request: CaptureSnapshot, source: CaptureSource) -> Snapshot:
+        """Begin to make one of a sandbox's files."""
+        ...
+
     async def get(self, reference: str, tenant: str | None = None, *, newest: bool = False) -> Snapshot:
         """By id, ``name:tag`` or name, of one tenant or (``None``) any by id. Raises ``ResourceNotFoundError``."""
         ...
@@ -133,6 +137,10 @@ class Snapshots(Protocol):
 
     async def host_snapshot(self) -> Snapshot:
         """The built-in one, made from this machine's own files."""
+        ...
+
+    async def prepare(self, snapshot_id: str) -> None:
+        """Bring up to date what one depends on outside of the state folder, before a sandbox of it is recorded."""
         ...
 
     async def use(self, snapshot_id: str) -> SnapshotContents:

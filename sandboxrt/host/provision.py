@@ -48,9 +48,11 @@ async def record_sandbox(shop: Workshop, request: CreateSandbox) -> tuple[Sandbo
     Raises:
         ResourceNotFoundError: There is no such snapshot.
         ResourceAlreadyExistsError: The name is taken.
+        ResourceInUseError: It lies on this machine's own packages, and sandboxes have those of before a change.
     """
     snapshot_id = await _snapshot_id(shop, request)
     request = await _sized(shop, request, snapshot_id)
+    await shop.snapshots.prepare(snapshot_id)
     try:
         return await _record(shop, request, snapshot_id), request
     except ResourceAlreadyExistsError:

@@ -18,7 +18,16 @@ from pathlib import Path
 import trio
 
 from sandboxrt.actors import RestartPolicy, sole_error, supervise
-from sandboxrt.engine.base import Container, ExecFailedError, Feature, Identity, Process, ProcessSpec, SpawnFailedError
+from sandboxrt.engine.base import (
+    Captured,
+    Container,
+    ExecFailedError,
+    Feature,
+    Identity,
+    Process,
+    ProcessSpec,
+    SpawnFailedError,
+)
 from sandboxrt.errors import (
     ResourceCreationError,
     SandboxClientError,
@@ -26,6 +35,7 @@ from sandboxrt.errors import (
     SandboxOperationError,
 )
 from sandboxrt.host.attachment import AnyAttachment
+from sandboxrt.host.captures import Captures
 from sandboxrt.host.command import Command, StartError
 from sandboxrt.host.connections import Connections, PortStream
 from sandboxrt.host.files import SandboxFile, open_file, read_file, resolve_path, write_file
@@ -41,6 +51,7 @@ from sandboxrt.models import IsolationReport
 from sandboxrt.protocol.exec import ErrorFrame, Execute, Reconnect
 from sandboxrt.protocol.output import ReplayBuffer
 from sandboxrt.protocol.rest import CreateSandbox, SandboxInfo, UpdateSandbox
+from sandboxrt.snapshots.content import CaptureSource
 from sandboxrt.store import SandboxRow
 
 __all__ = ["Sandbox", "SandboxStatus"]
@@ -113,6 +124,7 @@ class Sandbox:
         self._last_active_at = self._created_at
         self._file_operations = 0
         self._connections = self._new_connections()
+        self._captures = Captures()
         self._kept = False
         self._has_files = False
         """Whether it was ready once, so that what is in it is somebody's."""
@@ -307,6 +319,7 @@ class Sandbox:
     async def _boot(self) -> None:
         row = self._row
         assert row is not None
+        await self._captures.wait()
         async with self._shop.creating:
             self._folder = sandbox_dir(self._shop.config.state_dir, row.engine_id)
             self._container, self._image = await make_container(self._shop, self.request, row)
@@ -330,6 +343,7 @@ class Sandbox:
             nursery.start_soon(supervise, self._record_ready, self._servant_failed, _SERVANT)
             nursery.start_soon(self._watch_container, self._container, nursery.cancel_scope)
             await self._stop_asked.wait()
+            await self._captures.wait()
             await self._say_goodbye()
             self.gone.set()
             nursery.cancel_scope.cancel()
@@ -422,6 +436,7 @@ class Sandbox:
                 trio.CancelScope(deadline=trio.current_time() + self._shop.config.cleanup_limit_s),
             ):
                 self._connections.close()
+                await self._captures.end()
                 await self._sessions.aclose()
                 if self._container is not None:
                     await self._container.close()
@@ -434,6 +449,7 @@ class Sandbox:
     async def _free(self) -> None:
         """Give back what the host holds for it; the record stays."""
         self._connections.close()
+        await self._captures.end()
         await self._sessions.aclose()
         try:
             if self._container is not None:
@@ -511,6 +527,57 @@ class Sandbox:
             owner, (_, launcher) = await self._file_owner("search"), self._ready()
             yield Searcher(container, self.name, owner, launcher.tool_environment())
 
+    def capture_source(self) -> CaptureSource:
+        """What a capture needs of it.
+
+        Raises:
+            SandboxNotReadyError: It is neither ready nor stopped, or runs where nothing can be frozen.
+        """
+        row = self._row
+        self._check_capturable()
+        assert row is not None
+        return CaptureSource(
+            sandbox_id=row.id,
+            snapshot_id=row.snapshot_id,
+            fs_capacity_bytes=self.request.limits.disk_bytes,
+            copy=self._copy_files,
+        )
+
+    def _check_capturable(self) -> None:
+        if self.status is SandboxStatus.STOPPED:
+            return
+        container, _ = self._ready()
+        if Feature.FREEZE not in container.features:
+            raise SandboxNotReadyError(
+                f"Sandbox '{self.name}' cannot be captured while it runs: its processes cannot be made to stand still "
+                "here (there are no control groups, or it has a kernel of its own). Stop it first, then capture it"
+            )
+
+    async def _copy_files(self, target: Path, reserve_bytes: int) -> Captured:
+        """Copy what was written in it, as of one instant; once it is at rest, where it is being stopped."""
+        with self._captures.one():
+            while True:
+                if self.status is SandboxStatus.STOPPED:
+                    await self.at_rest.wait()
+                async with self._captures.turn:
+                    if self.status is not SandboxStatus.STOPPED or self.at_rest.is_set():
+                        return await self._copy_in_turn(target, reserve_bytes)
+        raise SandboxNotReadyError(f"Sandbox '{self.name}' ended while it was captured")
+
+    async def _copy_in_turn(self, target: Path, reserve_bytes: int) -> Captured:
+        self._check_capturable()
+        assert self._folder is not None
+        assert self._row is not None
+        if self.status is SandboxStatus.STOPPED:
+            uid_base = self._row.uid_base
+            return await self._shop.engine.capture(self._folder, uid_base, target, reserve_bytes=reserve_bytes)
+        assert self._container is not None
+        self.touch()
+        try:
+            return await self._container.capture(target, reserve_bytes=reserve_bytes)
+        finally:
+            self.touch()
+
     def isolation(self) -> IsolationReport:
         """What isolation it really has.
 
@@ -586,7 +653,9 @@ class Sandbox:
         return expiry(
             created_at=self._created_at,
             last_active_at=self._last_active_at,
-            busy=self._sessions.running > 0 or self._file_operations > 0 or len(self._connections) > 0,
+            busy=bool(
+                self._sessions.running or self._file_operations or len(self._connections) or self._captures.running
+            ),
             ttl_seconds=row.ttl_seconds,
             idle_ttl_seconds=row.idle_ttl_seconds,
         )

@@ -13,7 +13,7 @@ import attrs
 
 from sandboxrt.models import Isolation, Limits, RunConfig
 
-__all__ = ["LEASE_HEADER", "CreateSandbox", "CreateSnapshot", "SandboxInfo", "UpdateSandbox"]
+__all__ = ["LEASE_HEADER", "CaptureSnapshot", "CreateSandbox", "CreateSnapshot", "SandboxInfo", "UpdateSandbox"]
 
 LEASE_HEADER = "sandboxrt-lease"
 """Asks, with a create, for a lease of so many seconds. A server without leases passes over it."""
@@ -128,5 +128,25 @@ class CreateSnapshot:
     tls_verify: bool | None = None
     auth_file: Path | None = None
     tag: str | None = None
+    run_config: RunConfig | None = None
+    tenant: str = ""
+
+
+@attrs.frozen(kw_only=True)
+class CaptureSnapshot:
+    """Make a snapshot of a sandbox's files (protocol.md §2.5).
+
+    Attributes:
+        name: The snapshot's name.
+        tag: Once it is ready, ``name:tag`` means it and no longer the one before.
+        fs_capacity_bytes: Default disk size of its sandboxes, in bytes; the captured one's where left out.
+        run_config: How commands run in its sandboxes when nobody says otherwise; over what the snapshot says that the
+            captured one was made from.
+        tenant: Whose it is, as of sandboxes.
+    """
+
+    name: str
+    tag: str = "latest"
+    fs_capacity_bytes: int | None = None
     run_config: RunConfig | None = None
     tenant: str = ""

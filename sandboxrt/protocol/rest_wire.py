@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 import attrs
 
 from sandboxrt.models import DEFAULT_LIMITS, Limits, ResourceStatus, RunConfig, Snapshot
-from sandboxrt.protocol.rest import CreateSandbox, CreateSnapshot, SandboxInfo, UpdateSandbox
+from sandboxrt.protocol.rest import CaptureSnapshot, CreateSandbox, CreateSnapshot, SandboxInfo, UpdateSandbox
 from sandboxrt.protocol.rest_fields import (
     Cpus,
     Disk,
@@ -40,6 +40,8 @@ from sandboxrt.protocol.rest_fields import (
 
 __all__ = [
     "Ceilings",
+    "capture_snapshot_from_json",
+    "capture_snapshot_to_json",
     "create_sandbox_from_json",
     "create_sandbox_to_json",
     "create_snapshot_from_json",
@@ -117,6 +119,14 @@ class _SnapshotBody:
     run_config: RunConfigBody | None = None
 
 
+@attrs.frozen(kw_only=True)
+class _CaptureBody:
+    name: SnapshotName
+    tag: Tag | None = None
+    fs_capacity_bytes: Disk | None = None
+    run_config: RunConfigBody | None = None
+
+
 _NOT_ON_CREATE = (
     "proxy_config",
     "mount_config",
@@ -128,6 +138,17 @@ _NOT_ON_CREATE = (
 )
 _NOT_ON_UPDATE = (*_NOT_ON_CREATE, "vcpus", "cpu_millicores", "mem_bytes", "fs_capacity_bytes", "labels")
 _NOT_ON_SNAPSHOT = ("registry_id", "proxy_config", "mount_config")
+_NOT_ON_CAPTURE = (
+    "docker_image",
+    "checkpoint",
+    "include_memory",
+    "include",
+    "image_config",
+    "labels",
+    "description",
+    "proxy_config",
+    "mount_config",
+)
 
 
 def create_sandbox_from_json(
@@ -205,6 +226,15 @@ def create_snapshot_from_json(body: object) -> CreateSnapshot:
         tag=found.tag,
         run_config=_run_config(found.run_config),
     )
+
+
+def capture_snapshot_from_json(body: object) -> CaptureSnapshot:
+    """A capture request as a server is sent it. Raises ``ValidationError`` with every fault in ``details``."""
+    found = structure(_CaptureBody, body, _NOT_ON_CAPTURE)
+    request = CaptureSnapshot(
+        name=found.name, fs_capacity_bytes=found.fs_capacity_bytes, run_config=_run_config(found.run_config)
+    )
+    return request if found.tag is None else attrs.evolve(request, tag=found.tag)
 
 
 def _cores(millicores: int | None) -> float | None:
@@ -311,6 +341,17 @@ def create_snapshot_to_json(request: CreateSnapshot) -> dict[str, Any]:
         "registry_username": request.registry_username,
         "registry_password": request.registry_password,
         "tag": request.tag,
+        "run_config": run_config_to_json(request.run_config),
+    }
+    return {name: value for name, value in body.items() if value is not None}
+
+
+def capture_snapshot_to_json(request: CaptureSnapshot) -> dict[str, Any]:
+    """A capture request: only what was asked for."""
+    body: dict[str, Any] = {
+        "name": request.name,
+        "tag": None if request.tag == "latest" else request.tag,
+        "fs_capacity_bytes": request.fs_capacity_bytes,
         "run_config": run_config_to_json(request.run_config),
     }
     return {name: value for name, value in body.items() if value is not None}

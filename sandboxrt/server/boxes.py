@@ -23,8 +23,10 @@ from sandboxrt.protocol.rest import LEASE_HEADER, CreateSandbox, SandboxInfo
 from sandboxrt.protocol.rest_fields import invalid
 from sandboxrt.protocol.rest_wire import (
     Ceilings,
+    capture_snapshot_from_json,
     create_sandbox_from_json,
     sandbox_to_json,
+    snapshot_to_json,
     status_to_json,
     update_sandbox_from_json,
 )
@@ -49,7 +51,6 @@ _SORTS: Final = {
     "delete_after_stop_seconds": lambda info: info.delete_after_stop_seconds or 0,
 }
 _LATER: Final = (
-    ("snapshot", ("POST",), "captures of sandboxes"),
     ("service-url", ("POST",), "service URLs"),
     ("service-urls", ("GET", "DELETE"), "service URLs"),
     ("download-url", ("POST",), "download links"),
@@ -86,6 +87,7 @@ class Boxes:
             Route(one + "/status", self._status, methods=["GET"]),
             Route(one + "/start", self._start, methods=["POST"]),
             Route(one + "/stop", self._stop, methods=["POST"]),
+            Route(one + "/snapshot", self._capture, methods=["POST"]),
             Route(one + "/lease", self._renew_lease, methods=["POST"]),
             Route(one + "/isolation", self._isolation, methods=["GET"]),
             *(Route(f"{one}/{word}", self._later(what), methods=list(methods)) for word, methods, what in _LATER),
@@ -175,6 +177,12 @@ class Boxes:
         with trio.move_on_after(_DELETE_S):
             await self.host.stop_sandbox(found.id)
         return self._reply(await self.host.get_sandbox(found.id), 200)
+
+    async def _capture(self, request: Request) -> Response:
+        tenant = tenant_of(request)
+        found = await self.find(tenant, parameter(request, "name"))
+        wanted = attrs.evolve(capture_snapshot_from_json(await read_json(request)), tenant=tenant.id)
+        return JSONResponse(snapshot_to_json(await self.host.capture_snapshot(found.id, wanted)), 201)
 
     async def _renew_lease(self, request: Request) -> Response:
         await pass_over_body(request)

@@ -72,6 +72,13 @@ _SANDBOX_REQUEST = {
     "delete_after_stop_seconds": _TTL,
     "run_config": {"oneOf": [_ref("RunConfig"), {"type": "null"}]},
 }
+_SNAPSHOT_NAME = {
+    "type": "string",
+    "maxLength": 255,
+    "pattern": f"^{_PART}(/{_PART})*$",
+    "not": {"anyOf": [{"const": "host"}, {"pattern": "^system/"}]},
+}
+_TAG = {"type": ["string", "null"], "pattern": "^[A-Za-z0-9_][A-Za-z0-9._-]{0,127}$"}
 _STATUS = {"enum": ["provisioning", "ready", "failed", "stopped", "deleting"]}
 
 _SCHEMAS: Final[dict[str, Any]] = {
@@ -185,12 +192,7 @@ _SCHEMAS: Final[dict[str, Any]] = {
     ),
     "CreateSnapshot": _object(
         {
-            "name": {
-                "type": "string",
-                "maxLength": 255,
-                "pattern": f"^{_PART}(/{_PART})*$",
-                "not": {"anyOf": [{"const": "host"}, {"pattern": "^system/"}]},
-            },
+            "name": _SNAPSHOT_NAME,
             "docker_image": {
                 "type": "string",
                 "minLength": 1,
@@ -199,7 +201,7 @@ _SCHEMAS: Final[dict[str, Any]] = {
                 "not": {"pattern": f"^({'|'.join(sorted(FOREIGN_TRANSPORTS))}):"},
             },
             "fs_capacity_bytes": {"type": "integer", "minimum": 16777216, "maximum": 2**53},
-            "tag": {"type": ["string", "null"], "pattern": "^[A-Za-z0-9_][A-Za-z0-9._-]{0,127}$"},
+            "tag": _TAG,
             "run_config": {"oneOf": [_ref("RunConfig"), {"type": "null"}]},
             "registry_url": _input(512, 1),
             "registry_username": _input(65536),
@@ -208,6 +210,15 @@ _SCHEMAS: Final[dict[str, Any]] = {
         "name",
         "docker_image",
         "fs_capacity_bytes",
+    ),
+    "CaptureSnapshot": _object(
+        {
+            "name": _SNAPSHOT_NAME,
+            "tag": _TAG,
+            "fs_capacity_bytes": {"type": ["integer", "null"], "minimum": 16777216, "maximum": 2**53},
+            "run_config": {"oneOf": [_ref("RunConfig"), {"type": "null"}]},
+        },
+        "name",
     ),
     "SnapshotTags": _object(
         {
@@ -354,6 +365,16 @@ def _paths() -> dict[str, Any]:
         "/boxes/{name}/stop": {
             "parameters": [_path("name", "The sandbox's name or id.")],
             "post": _operation("stopSandbox", "Stop a sandbox; its files stay", {200: "Sandbox"}, (400, 404)),
+        },
+        "/boxes/{name}/snapshot": {
+            "parameters": [_path("name", "The sandbox's name or id.")],
+            "post": _operation(
+                "captureSnapshot",
+                "Begin to make a snapshot of a sandbox's files",
+                {201: "Snapshot"},
+                (*reading, 404),
+                body="CaptureSnapshot",
+            ),
         },
         "/boxes/{name}/lease": {
             "parameters": [_path("name", "The sandbox's name or id.")],

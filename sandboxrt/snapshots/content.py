@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Final
 
 import attrs
 
-from sandboxrt.engine.base import Layer
+from sandboxrt.engine.base import Captured, Layer
 
-__all__ = ["DEFAULT_PATH", "ImageConfig", "Phase", "Progress", "SnapshotConfig", "SnapshotContent"]
+__all__ = ["DEFAULT_PATH", "CaptureSource", "ImageConfig", "Phase", "Progress", "SnapshotConfig", "SnapshotContent"]
 
 DEFAULT_PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
@@ -76,6 +76,7 @@ class Phase:
 
     WAIT: Final = "wait"
     PULL: Final = "pull"
+    COPY: Final = "copy"
     UNPACK: Final = "unpack"
     CHECK: Final = "check"
     DONE: Final = "done"
@@ -87,14 +88,35 @@ class Progress:
     """How far a build is.
 
     Attributes:
-        phase: ``wait`` (for its turn), ``pull``, ``unpack``, ``check``, ``done`` or ``failed``.
+        phase: ``wait`` (for its turn), ``pull``, ``unpack``, ``copy`` (of a sandbox's files), ``check``, ``done`` or
+            ``failed``.
         done_bytes: What the phase has written so far.
         total_bytes: What it will have written at the end, where that is known.
+        paused_s: For how long a captured sandbox stood still, once that is known.
     """
 
     phase: str
     done_bytes: int = 0
     total_bytes: int | None = None
+    paused_s: float | None = None
+
+
+@attrs.frozen(kw_only=True)
+class CaptureSource:
+    """A sandbox whose files are to become a snapshot.
+
+    Attributes:
+        sandbox_id: Which.
+        snapshot_id: What it was made from.
+        fs_capacity_bytes: The size of its disk; ``None`` where it has none of its own.
+        copy: Copies what it wrote into an empty private folder, where ``reserve_bytes`` must stay free; see
+            :meth:`sandboxrt.engine.base.Engine.capture`.
+    """
+
+    sandbox_id: str
+    snapshot_id: str
+    fs_capacity_bytes: int | None
+    copy: Callable[[Path, int], Awaitable[Captured]]
 
 
 def _path_from_environment() -> Path | None:
@@ -123,6 +145,8 @@ class SnapshotConfig:
         max_unpacked_bytes: Largest image unpacked: the defence against decompression bombs.
         min_free_bytes: What every build leaves free on the file system.
         build_timeout_s: When a build is given up.
+        capture_timeout_s: When a capture is given up. A running sandbox stands still for a part of that.
+        max_layers: A capture with more layers is made into one that stands alone, with one layer in each place.
     """
 
     registries_conf: Path | None = attrs.field(factory=_path_from_environment)
@@ -134,3 +158,5 @@ class SnapshotConfig:
     max_unpacked_bytes: int = 64 * 1024**3
     min_free_bytes: int = 512 * 1024**2
     build_timeout_s: float = 3600.0
+    capture_timeout_s: float = 600.0
+    max_layers: int = attrs.field(default=100, validator=attrs.validators.in_(range(2, 181)))

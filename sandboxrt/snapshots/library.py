@@ -10,17 +10,20 @@ Source: ours; the states of a snapshot are those of protocol.md §2.5.
 from __future__ import annotations
 
 import contextlib
+import logging
 import math
 import re
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Final, Self, TypeVar
+from typing import Any, Final, Self, TypeVar
 
 import attrs
 import trio
 
+from sandboxrt.engine.base import Layer
 from sandboxrt.errors import (
     ClientClosedError,
     ResourceCreationError,
@@ -32,8 +35,9 @@ from sandboxrt.errors import (
     ValidationError,
 )
 from sandboxrt.models import DEFAULT_LIMITS, Snapshot
-from sandboxrt.protocol.rest import CreateSnapshot
-from sandboxrt.snapshots.content import Phase, Progress, SnapshotConfig, SnapshotContent
+from sandboxrt.protocol.rest import CaptureSnapshot, CreateSnapshot
+from sandboxrt.snapshots.captures import CaptureBuilder
+from sandboxrt.snapshots.content import CaptureSource, Phase, Progress, SnapshotConfig, SnapshotContent
 from sandboxrt.snapshots.disk import give_to_sandboxes, remove_tree
 from sandboxrt.snapshots.host import HOST_NAME, OWNERS, build_host, fingerprint
 from sandboxrt.snapshots.oci_images import ImageBuilder, check_reference
@@ -43,6 +47,7 @@ __all__ = ["SnapshotLibrary"]
 
 T = TypeVar("T")
 
+_log = logging.getLogger("sandboxrt.snapshots")
 _FOREIGN_POLL_S: Final = 0.2
 _MAX_NAME: Final = 255
 _FAILURE_KEPT: Final = timedelta(hours=24)
@@ -83,6 +88,7 @@ class SnapshotLibrary:
         self._folder = Path(state_dir or store.state_dir).absolute() / "snapshots"
         self._disk = trio.CapacityLimiter(2)
         self._turns = trio.CapacityLimiter(self._config.max_builds)
+        self._capture_turns = trio.CapacityLimiter(self._config.max_builds)
         self._builds: dict[str, _Build] = {}
         self._ready: dict[str, tuple[SnapshotRow, SnapshotContent]] = {}
         self._making_host = trio.Lock()
@@ -118,14 +124,9 @@ class SnapshotLibrary:
             ValidationError: A value is wrong; ``field`` names it.
             ClientClosedError: The library is closed.
         """
-        if not request.name or len(request.name) > _MAX_NAME or request.name == HOST_NAME:
-            raise ValidationError(f"A snapshot's name has 1 to {_MAX_NAME} characters and is not '{HOST_NAME}'", "name")
-        if request.fs_capacity_bytes <= 0:
-            raise ValidationError("fs_capacity_bytes must be greater than 0", "fs_capacity_bytes")
+        _check(request.name, request.fs_capacity_bytes)
         check_reference(request)
-        nursery = self._nursery
-        if nursery is None:
-            raise ClientClosedError("The snapshot library is closed")
+        nursery = self._open_nursery()
         # Recording and starting must not be torn apart by a cancellation: a row without a task would build for ever.
         with trio.CancelScope(shield=True):
             row = await self._store.add_snapshot(
@@ -138,8 +139,44 @@ class SnapshotLibrary:
                 run_config=request.run_config,
             )
             build = self._builds[row.id] = _Build()
-            nursery.start_soon(self._build_image, row, build, request)
+            make = partial(self._make_image, row, build, request)
+            nursery.start_soon(self._build, row, build, make, self._config.build_timeout_s)
         return row.public
+
+    async def capture(self, request: CaptureSnapshot, source: CaptureSource) -> Snapshot:
+        """Begin to make a snapshot of a sandbox's files; it goes on after this returns.
+
+        Returns:
+            The snapshot, ``building``; :meth:`wait` for it.
+
+        Raises:
+            ValidationError: A value is wrong; ``field`` names it.
+            ClientClosedError: The library is closed.
+        """
+        _check(request.name, request.fs_capacity_bytes)
+        nursery = self._open_nursery()
+        base = await self._store.find_snapshot(source.snapshot_id)
+        capacity = request.fs_capacity_bytes or max(source.fs_capacity_bytes or 0, base.fs_capacity_bytes)
+        with trio.CancelScope(shield=True):
+            row = await self._store.add_snapshot(
+                name=request.name,
+                kind="capture",
+                fs_capacity_bytes=capacity,
+                source_sandbox_id=source.sandbox_id,
+                tenant=request.tenant,
+                tag=request.tag,
+                run_config=request.run_config or base.run_config,
+                base_id=base.id,
+            )
+            build = self._builds[row.id] = _Build()
+            make = partial(self._make_capture, row, build, source, base, request.fs_capacity_bytes)
+            nursery.start_soon(self._build, row, build, make, self._config.capture_timeout_s)
+        return row.public
+
+    def _open_nursery(self) -> trio.Nursery:
+        if self._nursery is None:
+            raise ClientClosedError("The snapshot library is closed")
+        return self._nursery
 
     async def wait(self, snapshot_id: str, timeout_s: float = math.inf) -> Snapshot:
         """Wait until a snapshot is ready.
@@ -210,7 +247,8 @@ class SnapshotLibrary:
 
         Raises:
             ResourceNotFoundError: There is no such snapshot.
-            ResourceInUseError: Sandboxes use it; ``used_by`` names them. Delete those first.
+            ResourceInUseError: Sandboxes use it, or snapshots that were captured from those; ``used_by`` names them.
+                Delete those first.
 
         Cancellation: Before the record is gone: nothing happened. Afterwards the files are removed all the same.
         """
@@ -239,16 +277,29 @@ class SnapshotLibrary:
                 with contextlib.suppress(ResourceNotFoundError):
                     return (await self._store.find_snapshot(row.id)).public
                 del self._ready[row.id]  # Another process deleted it.
-            found = None
+            found, old = None, []
             for row in await self._store.snapshots_where(kind="host", status="ready"):
                 if row.fingerprint == current:
                     found = row
+                elif users := await self._store.users_of_snapshot(row.id):
+                    raise _changed_packages(users)
                 else:
-                    await self._drop_old_host(row)
+                    old.append(row)
             if found is None:
                 found = await self._make_host(current)
+            for row in old:
+                await self._replace_host(row, found)
             self._remember(found)
             return found.public
+
+    async def prepare(self, snapshot_id: str) -> None:
+        """Make the built-in snapshot that a capture lies on anew where packages changed; errors are :meth:`use`'s.
+
+        Before a sandbox is recorded, which from then on counts as one that has those layers.
+        """
+        row, content = await self._known(snapshot_id)
+        if row.base_id is not None:
+            await self._all_layers(row, content)
 
     async def use(self, snapshot_id: str) -> SnapshotContent:
         """What to start a sandbox from. The sandbox is recorded first, so that nobody removes the layers meanwhile.
@@ -258,6 +309,13 @@ class SnapshotLibrary:
             SandboxNotReadyError: It is still being built, or failed.
             ResourceInUseError: It is the built-in one of before a change of packages.
         """
+        row, content = await self._known(snapshot_id)
+        if row.kind == "host" and row.fingerprint != await run_blocking(self._disk, fingerprint):
+            raise _changed_packages(await self._store.users_of_snapshot(row.id))
+        return attrs.evolve(content, layers=await self._all_layers(row, content))
+
+    async def _known(self, snapshot_id: str) -> tuple[SnapshotRow, SnapshotContent]:
+        """A snapshot that is ready, and its own content without its base's. Errors are those of :meth:`use`."""
         key = canonical_id(snapshot_id) or snapshot_id
         if key not in self._ready:
             row = await self._store.find_snapshot(snapshot_id)
@@ -265,10 +323,27 @@ class SnapshotLibrary:
                 raise SandboxNotReadyError(f"Snapshot '{row.id}' is {row.status}, not ready")
             key = row.id
             self._remember(row)
-        row, content = self._ready[key]
-        if row.kind == "host" and row.fingerprint != await run_blocking(self._disk, fingerprint):
-            raise _changed_packages(await self._store.users_of_snapshot(row.id))
-        return content
+        return self._ready[key]
+
+    async def _all_layers(self, row: SnapshotRow, content: SnapshotContent, *, renew: bool = True) -> tuple[Layer, ...]:
+        """Its layers and those of its bases, topmost first; with the built-in one made anew where packages changed.
+
+        What was captured on the built-in snapshot lies on this machine's files as they are now: that is what overlayfs
+        allows beneath layers that are not in use, and sandboxes that have the older ones in use forbid it.
+        """
+        layers = list(content.layers)
+        while row.base_id is not None:
+            try:
+                row, content = await self._known(row.base_id)
+            except ResourceNotFoundError:
+                # Another process has made the built-in one anew, and the captures lie on that one now.
+                del self._ready[row.id]
+                row, _ = await self._known(row.id)
+                continue
+            if row.kind == "host" and renew:
+                row, content = await self._known((await self.host_snapshot()).id)
+            layers += content.layers
+        return tuple(layers)
 
     # -- the built-in snapshot ---------------------------------------------------------------------------------------
 
@@ -288,13 +363,17 @@ class SnapshotLibrary:
             )
         self._ready[row.id] = (row, content)
 
-    async def _drop_old_host(self, row: SnapshotRow) -> None:
+    async def _replace_host(self, old: SnapshotRow, new: SnapshotRow) -> None:
         try:
-            await self.delete(row.id)
+            await self._store.replace_base(old.id, new.id)
         except ResourceInUseError as error:
             raise _changed_packages(error.used_by) from error
         except ResourceNotFoundError:
-            pass  # Another process was faster.
+            return  # Another process was faster.
+        with trio.CancelScope(shield=True):
+            self._ready = {key: found for key, found in self._ready.items() if found[0].base_id != old.id}
+            self._ready.pop(old.id, None)
+            await self._discard(old.id)
 
     async def _make_host(self, current: str) -> SnapshotRow:
         row = await self._store.add_snapshot(
@@ -319,13 +398,15 @@ class SnapshotLibrary:
                 await self._discard(row.id)
             raise
 
-    # -- images ------------------------------------------------------------------------------------------------------
+    # -- builds ------------------------------------------------------------------------------------------------------
 
-    async def _build_image(self, row: SnapshotRow, build: _Build, request: CreateSnapshot) -> None:
+    async def _build(
+        self, row: SnapshotRow, build: _Build, make: Callable[[], Awaitable[None]], timeout_s: float
+    ) -> None:
         failure: SandboxClientError | None = None
         try:
             with build.scope:
-                failure = await self._try_image(row, build, request)
+                failure = await self._try(row, make, timeout_s)
         finally:
             with trio.CancelScope(shield=True):
                 if failure is not None or build.scope.cancelled_caught or build.progress.phase != Phase.DONE:
@@ -341,21 +422,62 @@ class SnapshotLibrary:
                 build.done.set()
                 build.changed.set()
 
-    async def _try_image(self, row: SnapshotRow, build: _Build, request: CreateSnapshot) -> SandboxClientError | None:
-        """Build it; what goes wrong is returned, for a build has nobody to raise to."""
+    async def _try(
+        self, row: SnapshotRow, make: Callable[[], Awaitable[None]], timeout_s: float
+    ) -> SandboxClientError | None:
+        """Make it in its turn; what goes wrong is returned, for a build has nobody to raise to."""
+        is_capture = row.kind == "capture"
         try:
-            async with self._turns:
-                with trio.fail_after(self._config.build_timeout_s):
-                    await self._make_image(row, build, request)
+            async with self._capture_turns if is_capture else self._turns:
+                with trio.fail_after(timeout_s):
+                    await make()
         except trio.TooSlowError:
-            return ResourceCreationError(
-                f"The build took longer than {self._config.build_timeout_s:g}s", "snapshot", "ImagePull"
-            )
+            what, word = ("capture", "Capture") if is_capture else ("build", "ImagePull")
+            return ResourceCreationError(f"The {what} took longer than {timeout_s:g}s", "snapshot", word)
         except SandboxClientError as error:
             return error
         except Exception as error:  # noqa: BLE001  one build's accident must not end the others
             return ResourceCreationError(f"{type(error).__name__}: {error}", "snapshot", "SnapshotBuild")
         return None
+
+    async def _make_capture(
+        self, row: SnapshotRow, build: _Build, source: CaptureSource, base: SnapshotRow, asked_bytes: int | None
+    ) -> None:
+        draft, final = self._draft(row.id), self._folder / row.id
+        # What is captured is saved even where packages changed, and its sandbox could not be started again.
+        _, content = await self._known(base.id)
+        below = attrs.evolve(content, layers=await self._all_layers(base, content, renew=False))
+        await self._writing(lambda: draft.mkdir(mode=0o700, parents=True))
+        tools = self._folder.parent / "tools"
+        made = await CaptureBuilder(self._config, tools, draft, build.report, self._disk).build(source, below)
+        used_bytes = made.used_bytes + (0 if made.stands_alone else base.fs_used_bytes or 0)
+        if asked_bytes is not None and asked_bytes < used_bytes:
+            reason = f"fs_capacity_bytes of {asked_bytes} is less than the {used_bytes} bytes that it holds"
+            raise ResourceCreationError(reason, "snapshot", "Capture")
+        await self._writing(lambda: draft.rename(final))
+        layers = tuple(attrs.evolve(layer, path=final / layer.path) for layer in made.layers)
+        await self._finish(
+            row,
+            content=SnapshotContent(layers, below.config).to_json(self._folder),
+            fs_used_bytes=used_bytes,
+            stands_alone=made.stands_alone,
+        )
+        paused_s = made.copied.paused_s
+        _log.info(
+            "snapshot %s of sandbox %s: %d files, %d bytes, %s",
+            row.id,
+            source.sandbox_id,
+            made.copied.files,
+            made.copied.used_bytes,
+            "it was stopped" if paused_s is None else f"paused for {paused_s * 1000:.0f} ms",
+        )
+        build.report(Progress(Phase.DONE, used_bytes, used_bytes, paused_s))
+
+    async def _finish(self, row: SnapshotRow, **facts: Any) -> None:
+        try:
+            await self._store.finish_snapshot(row.id, **facts)
+        except ResourceNotFoundError as error:
+            raise ResourceCreationError("The snapshot was deleted while it was made", "snapshot") from error
 
     async def _make_image(self, row: SnapshotRow, build: _Build, request: CreateSnapshot) -> None:
         draft, final = self._draft(row.id), self._folder / row.id
@@ -363,15 +485,9 @@ class SnapshotLibrary:
         image = await ImageBuilder(self._config, draft, build.report, self._disk).build(request)
         await self._writing(lambda: image.settle(final))
         content = SnapshotContent(image.layers(final), image.config)
-        try:
-            await self._store.finish_snapshot(
-                row.id,
-                content=content.to_json(self._folder),
-                fs_used_bytes=image.used_bytes,
-                image_digest=image.digest,
-            )
-        except ResourceNotFoundError as error:
-            raise ResourceCreationError("The snapshot was deleted while it was built", "snapshot") from error
+        await self._finish(
+            row, content=content.to_json(self._folder), fs_used_bytes=image.used_bytes, image_digest=image.digest
+        )
         build.report(Progress(Phase.DONE, image.used_bytes, image.used_bytes))
 
     async def _record_failure(self, row: SnapshotRow, failure: SandboxClientError | None) -> None:
@@ -431,6 +547,13 @@ class SnapshotLibrary:
         for snapshot_id in folders:
             if rows.get(snapshot_id, "gone") in ("gone", "failed"):
                 await self._discard(snapshot_id)
+
+
+def _check(name: str, fs_capacity_bytes: int | None) -> None:
+    if not name or len(name) > _MAX_NAME or name == HOST_NAME:
+        raise ValidationError(f"A snapshot's name has 1 to {_MAX_NAME} characters and is not '{HOST_NAME}'", "name")
+    if fs_capacity_bytes is not None and fs_capacity_bytes <= 0:
+        raise ValidationError("fs_capacity_bytes must be greater than 0", "fs_capacity_bytes")
 
 
 def _changed_packages(users: tuple[str, ...]) -> ResourceInUseError:

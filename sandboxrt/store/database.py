@@ -128,6 +128,11 @@ _MIGRATIONS: Final[tuple[tuple[str, ...], ...]] = (
         )""",
     ),
     ("ALTER TABLE sandboxes ADD COLUMN lease_seconds INTEGER",),
+    # Captures lie on the layers of what their sandbox was made from.
+    (
+        "ALTER TABLE snapshots ADD COLUMN base_id TEXT REFERENCES snapshots (id)",
+        "CREATE INDEX snapshots_by_base ON snapshots (base_id)",
+    ),
 )
 """One tuple of statements a schema version. Append only: a state folder in the field has run those before."""
 

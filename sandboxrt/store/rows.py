@@ -24,6 +24,7 @@ __all__ = [
     "SandboxRow",
     "SnapshotRow",
     "canonical_id",
+    "derived_snapshots",
     "find_sandbox",
     "find_snapshot",
     "one_sandbox",
@@ -31,6 +32,7 @@ __all__ = [
     "run_config_to_text",
     "select_sandboxes",
     "update_row",
+    "users_of_snapshot",
 ]
 
 UID_BLOCK_BASE: Final = 0x20000000
@@ -138,6 +140,7 @@ class SnapshotRow:
         tag: The tag that it takes when it becomes ready.
         run_config: How commands run in its sandboxes when nobody says otherwise.
         tags: The tags that mean it now.
+        base_id: The snapshot on whose layers its own lie; ``None`` where it stands alone.
     """
 
     id: str
@@ -160,6 +163,7 @@ class SnapshotRow:
     tag: str | None = None
     run_config: RunConfig | None = attrs.field(default=None, converter=_run_config)
     tags: tuple[str, ...] = attrs.field(default=(), converter=_tags)
+    base_id: str | None = None
 
     @property
     def public(self) -> Snapshot:
@@ -286,6 +290,26 @@ def find_snapshot(
     if found is None:
         raise missing
     return SnapshotRow(**dict(found))
+
+
+def derived_snapshots(db: sqlite3.Connection, snapshot_id: str) -> tuple[str, ...]:
+    """Names of the snapshots that were captured on a snapshot's layers, and lie on them still."""
+    rows = db.execute("SELECT name FROM snapshots WHERE base_id = ? ORDER BY name, seq", (snapshot_id,))
+    return tuple(row[0] for row in rows)
+
+
+def users_of_snapshot(db: sqlite3.Connection, snapshot_id: str, *, with_derived: bool = False) -> tuple[str, ...]:
+    """Names of the sandboxes that were made from a snapshot, or ``with_derived`` from one that lies on it."""
+    derived = "SELECT ?" if not with_derived else _WITH_DERIVED
+    rows = db.execute(f"SELECT name FROM sandboxes WHERE snapshot_id IN ({derived}) ORDER BY name", (snapshot_id,))  # noqa: S608
+    return tuple(row[0] for row in rows)
+
+
+_WITH_DERIVED: Final = """
+    WITH RECURSIVE derived (id) AS (
+        VALUES (?) UNION SELECT s.id FROM snapshots AS s JOIN derived AS d ON s.base_id = d.id
+    ) SELECT id FROM derived
+"""
 
 
 def update_row(db: sqlite3.Connection, table: str, key: str, changes: Mapping[str, Any]) -> None:

@@ -34,6 +34,7 @@ from sandboxrt.store.rows import (
     SandboxRow,
     SnapshotRow,
     canonical_id,
+    derived_snapshots,
     find_sandbox,
     find_snapshot,
     one_sandbox,
@@ -41,6 +42,7 @@ from sandboxrt.store.rows import (
     run_config_to_text,
     select_sandboxes,
     update_row,
+    users_of_snapshot,
 )
 
 __all__ = ["Store"]
@@ -405,16 +407,23 @@ class Store:
         tenant: str = "",
         tag: str | None = None,
         run_config: RunConfig | None = None,
+        base_id: str | None = None,
     ) -> SnapshotRow:
-        """Record a snapshot that this owner builds. Names need not be unique: see :meth:`find_snapshot`."""
+        """Record a snapshot that this owner builds. Names need not be unique: see :meth:`find_snapshot`.
+
+        Raises:
+            ResourceNotFoundError: The base, on whose layers it lies, is gone.
+        """
         snapshot_id = str(uuid.uuid4())
         stamp = self._stamp()
 
         def add(db: sqlite3.Connection) -> SnapshotRow:
+            if base_id is not None:
+                one_snapshot(db, base_id)
             db.execute(
                 "INSERT INTO snapshots (id, name, kind, status, owner_id, fs_capacity_bytes, docker_image,"
-                " source_sandbox_id, fingerprint, content, created_at, updated_at, tenant, tag, run_config)"
-                " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                " source_sandbox_id, fingerprint, content, created_at, updated_at, tenant, tag, run_config, base_id)"
+                " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 (
                     snapshot_id,
                     name,
@@ -431,6 +440,7 @@ class Store:
                     tenant,
                     tag,
                     run_config_to_text(run_config),
+                    base_id,
                 ),
             )
             return one_snapshot(db, snapshot_id)
@@ -438,18 +448,25 @@ class Store:
         return await self.transact(add)
 
     async def finish_snapshot(
-        self, snapshot_id: str, *, content: str, fs_used_bytes: int | None = None, image_digest: str | None = None
+        self,
+        snapshot_id: str,
+        *,
+        content: str,
+        fs_used_bytes: int | None = None,
+        image_digest: str | None = None,
+        stands_alone: bool = True,
     ) -> SnapshotRow:
-        """Make a snapshot that is being built ``ready``.
+        """Make a snapshot that is being built ``ready``; one that ``stands_alone`` has no base any more.
 
         Raises:
             ResourceNotFoundError: It was deleted meanwhile.
         """
-        changes = {
+        changes: dict[str, Any] = {
             "status": "ready",
             "content": content,
             "fs_used_bytes": fs_used_bytes,
             "image_digest": image_digest,
+            **({"base_id": None} if stands_alone else {}),
         }
         return await self._end_building(snapshot_id, changes)
 
@@ -460,7 +477,7 @@ class Store:
             ResourceNotFoundError: It was deleted meanwhile.
         """
         return await self._end_building(
-            snapshot_id, {"status": "failed", "status_message": message, "error_type": error_type}
+            snapshot_id, {"status": "failed", "status_message": message, "error_type": error_type, "base_id": None}
         )
 
     async def _end_building(self, snapshot_id: str, changes: Mapping[str, Any]) -> SnapshotRow:
@@ -572,27 +589,46 @@ class Store:
 
         Raises:
             ResourceNotFoundError: There is no such snapshot.
-            ResourceInUseError: Sandboxes use it (``used_by`` has their names); delete them first.
+            ResourceInUseError: Sandboxes use it, or snapshots that were captured from those (``used_by`` has their
+                names); delete them first.
         """
 
         def remove(db: sqlite3.Connection) -> SnapshotRow:
             row = one_snapshot(db, canonical_id(snapshot_id) or snapshot_id)
-            users = [
-                r[0] for r in db.execute("SELECT name FROM sandboxes WHERE snapshot_id = ? ORDER BY name", (row.id,))
-            ]
-            if users:
-                shown = ", ".join(users[:10]) + (f" and {len(users) - 10} more" if len(users) > 10 else "")
-                raise ResourceInUseError(f"Snapshot '{row.id}' is used by sandboxes: {shown}", "snapshot", users)
+            users, derived = users_of_snapshot(db, row.id), derived_snapshots(db, row.id)
+            if users or derived:
+                kinds = {"sandboxes": users, "snapshots captured from those": derived}
+                shown = " and by ".join(f"{kind}: {_shown(names)}" for kind, names in kinds.items() if names)
+                raise ResourceInUseError(f"Snapshot '{row.id}' is used by {shown}", "snapshot", (*users, *derived))
             db.execute("DELETE FROM snapshots WHERE id = ?", (row.id,))
             return row
 
         return await self.transact(remove)
 
     async def users_of_snapshot(self, snapshot_id: str) -> tuple[str, ...]:
-        """Names of the sandboxes that were made from a snapshot."""
+        """Names of the sandboxes whose layers are a snapshot's: made from it, or from a capture that lies on it."""
+        return await self.transact(lambda db: users_of_snapshot(db, snapshot_id, with_derived=True), write=False)
 
-        def names(db: sqlite3.Connection) -> tuple[str, ...]:
-            rows = db.execute("SELECT name FROM sandboxes WHERE snapshot_id = ? ORDER BY name", (snapshot_id,))
-            return tuple(row[0] for row in rows)
+    async def replace_base(self, old_id: str, new_id: str) -> None:
+        """Forget a snapshot, and let those that were captured on it lie on another one from now on.
 
-        return await self.transact(names, write=False)
+        Raises:
+            ResourceNotFoundError: One of the two is gone.
+            ResourceInUseError: Sandboxes have its layers (``used_by``).
+        """
+
+        def replace(db: sqlite3.Connection) -> None:
+            old, new = one_snapshot(db, old_id), one_snapshot(db, new_id)
+            users = users_of_snapshot(db, old.id, with_derived=True)
+            if users:
+                raise ResourceInUseError(
+                    f"Snapshot '{old.id}' is used by sandboxes: {_shown(users)}", "snapshot", users
+                )
+            db.execute("UPDATE snapshots SET base_id = ? WHERE base_id = ?", (new.id, old.id))
+            db.execute("DELETE FROM snapshots WHERE id = ?", (old.id,))
+
+        await self.transact(replace)
+
+
+def _shown(names: tuple[str, ...]) -> str:
+    return ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")

@@ -13,7 +13,7 @@ from sandboxrt.bridge.blocking import BlockingFacade
 from sandboxrt.client import command as _trio_command
 from sandboxrt.client import sandbox as _trio_sandbox
 from sandboxrt.client.callbacks import OutputCallback
-from sandboxrt.models import ExecutionResult, IsolationReport
+from sandboxrt.models import ExecutionResult, IsolationReport, RunConfig, Snapshot
 from sandboxrt.sync.command import CommandHandle
 
 __all__ = ["Sandbox"]
@@ -355,6 +355,31 @@ class Sandbox(BlockingFacade[_trio_sandbox.AsyncSandbox]):
             ResourceNotFoundError: It is gone already.
         """
         self._call(lambda: self._inner.delete(headers=headers))
+
+    def capture_snapshot(
+        self,
+        name: str,
+        *,
+        tag: str | None = None,
+        fs_capacity_bytes: int | None = None,
+        run_config: RunConfig | None = None,
+        timeout: float = 60,
+        headers: Mapping[str, str] | None = None,
+    ) -> Snapshot:
+        """Make a snapshot of this sandbox's files, and wait until it is ready.
+
+        The arguments and errors are those of the client's ``capture_snapshot``.
+        """
+        return self._call(
+            lambda: self._inner.capture_snapshot(
+                name,
+                tag=tag,
+                fs_capacity_bytes=fs_capacity_bytes,
+                run_config=run_config,
+                timeout=timeout,
+                headers=headers,
+            )
+        )
 
     def __enter__(self) -> Self:
         self._enter(self._inner)

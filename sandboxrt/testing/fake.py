@@ -22,6 +22,7 @@ import attrs
 import trio
 
 from sandboxrt.engine.base import (
+    Captured,
     ContainerSpec,
     ExecFailedError,
     ExitStatus,
@@ -32,6 +33,7 @@ from sandboxrt.engine.base import (
     Identity,
     ProcessSpec,
     SpawnFailedError,
+    upper_name,
 )
 from sandboxrt.errors import ResourceCreationError
 from sandboxrt.models import Isolation, IsolationFinding, IsolationReport
@@ -63,6 +65,8 @@ class Faults:
         container_death: Probability that a container dies at a spawn.
         connect_delay_s: How long every connection to a port takes.
         close_error: Every close of a container ends with this error, after everything was freed.
+        capture_delay_s: How long every capture takes, while nothing moves.
+        capture_error: Every capture fails with this.
     """
 
     create_delay_s: float = 0.0
@@ -76,6 +80,8 @@ class Faults:
     container_death: float = 0.0
     connect_delay_s: float = 0.0
     close_error: Exception | None = None
+    capture_delay_s: float = 0.0
+    capture_error: Exception | None = None
 
 
 class FakeEngine:
@@ -88,6 +94,8 @@ class FakeEngine:
 
     Attributes:
         containers: Those that live, by id.
+        kept: The files of containers, by state folder.
+        captured: What was captured, by the layers' paths.
     """
 
     def __init__(
@@ -102,6 +110,7 @@ class FakeEngine:
         self.shells = shells
         self.containers: dict[str, FakeContainer] = {}
         self.kept: dict[Path, MemoryFileSystem] = {}
+        self.captured: dict[Path, MemoryFileSystem] = {}
         self._scope = contextlib.AsyncExitStack()
         self._nursery: trio.Nursery | None = None
 
@@ -141,10 +150,25 @@ class FakeEngine:
             raise ResourceCreationError("the fake engine was told to fail", "sandbox", "Fault")
         files = self.kept.get(spec.state_dir)
         if files is None:
-            files = self.kept[spec.state_dir] = _new_files(spec, self.shells)
+            files = self.kept[spec.state_dir] = self._new_files(spec)
         container = FakeContainer(self, spec, files)
         self.containers[spec.id] = container
         return container
+
+    def _new_files(self, spec: ContainerSpec) -> MemoryFileSystem:
+        for layer in spec.layers:
+            if (captured := self.captured.get(layer.path)) is not None:
+                return captured.copy(spec.limits.disk_bytes)
+        return _new_files(spec, self.shells)
+
+    async def capture(self, state_dir: Path, uid_base: int, target: Path, *, reserve_bytes: int = 0) -> Captured:
+        """Keep a copy of the files of a closed container as the layer ``target/tree/@``."""
+        files = self.kept[state_dir].copy(without="/tmp")  # noqa: S108  inside the fake container
+        await trio.sleep(self.faults.capture_delay_s)
+        if self.faults.capture_error is not None:
+            raise self.faults.capture_error
+        self.captured[target / "tree" / upper_name("/")] = files
+        return Captured(files.count_files(), files.used_bytes)
 
     async def release(self, state_dir: Path) -> None:
         """Nothing outlives a fake container."""
@@ -182,8 +206,8 @@ class FakeContainer:
 
     @property
     def features(self) -> frozenset[Feature]:
-        """All but freezing."""
-        return frozenset({Feature.TREE_KILL, Feature.OWN_PTY, Feature.TERMINAL_EOF, Feature.PORTS})
+        """All."""
+        return frozenset(Feature)
 
     @property
     def task_count(self) -> int:
@@ -233,6 +257,12 @@ class FakeContainer:
         if self._death is not None:
             raise OSError(errno.ESHUTDOWN, "the container is dead")
         return self.ports.connect(port)
+
+    async def capture(self, target: Path, *, reserve_bytes: int = 0) -> Captured:
+        """Keep a copy of the files; scripts go on meanwhile, but what they write later is not in it."""
+        began = trio.current_time()
+        copied = await self.engine.capture(self.spec.state_dir, self.spec.uid_base, target)
+        return attrs.evolve(copied, paused_s=trio.current_time() - began)
 
     async def oom_kills(self) -> int:
         """How often ``out-of-memory`` has run."""

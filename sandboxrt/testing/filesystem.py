@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Iterator
 from typing import NoReturn, TypeAlias
 
 import attrs
@@ -172,6 +174,35 @@ class MemoryFileSystem:
         if isinstance(entry, File):
             self.used_bytes -= len(entry.data)
         del parent.entries[name]
+
+    def copy(self, capacity_bytes: int | None = None, *, without: str | None = None) -> MemoryFileSystem:
+        """The same tree once more, of which nothing is shared, with room for ``capacity_bytes`` of new data.
+
+        Args:
+            capacity_bytes: Likewise; ``None`` = no limit.
+            without: A folder whose content is left out.
+        """
+        other = MemoryFileSystem()
+        other.root = copy.deepcopy(self.root)
+        if without is not None:
+            other.enter(without, Identity()).entries.clear()
+        other.used_bytes = sum(len(entry.data) for entry in other._entries() if isinstance(entry, File))
+        other._capacity_bytes = None if capacity_bytes is None else other.used_bytes + capacity_bytes
+        other._writes = self._writes
+        return other
+
+    def count_files(self) -> int:
+        """How many there are of what is no folder."""
+        return sum(1 for _ in self._entries())
+
+    def _entries(self) -> Iterator[File | Link | Device]:
+        folders = [self.root]
+        while folders:
+            for entry in folders.pop().entries.values():
+                if isinstance(entry, Folder):
+                    folders.append(entry)
+                else:
+                    yield entry
 
     def place(self, path: str, entry: Entry) -> None:
         """Put an entry at ``path`` as root, parents included: for setting a scene."""

@@ -6,11 +6,12 @@ import math
 import uuid
 from collections.abc import AsyncIterator, Mapping
 from datetime import UTC, datetime
+from pathlib import Path
 
 import attrs
 import trio
 
-from sandboxrt.engine.base import Layer
+from sandboxrt.engine.base import Layer, upper_name
 from sandboxrt.errors import (
     ResourceAlreadyExistsError,
     ResourceCreationError,
@@ -18,12 +19,13 @@ from sandboxrt.errors import (
     ResourceNameConflictError,
     ResourceNotFoundError,
     ResourceTimeoutError,
+    SandboxClientError,
     ValidationError,
 )
 from sandboxrt.host.host import HostState
 from sandboxrt.models import Isolation, Limits, RunConfig, Snapshot
-from sandboxrt.protocol.rest import CreateSnapshot
-from sandboxrt.snapshots.content import Phase, Progress
+from sandboxrt.protocol.rest import CaptureSnapshot, CreateSnapshot
+from sandboxrt.snapshots.content import CaptureSource, Phase, Progress
 from sandboxrt.store import UID_BLOCK_BASE, UID_BLOCK_SIZE, SandboxRow
 
 __all__ = ["MemoryContents", "MemoryImage", "MemoryRecords", "MemorySnapshots", "memory_state"]
@@ -188,6 +190,7 @@ class MemorySnapshots:
         self._snapshots: dict[str, Snapshot] = {}
         self._tenants: dict[str, str] = {}
         self._tags: dict[tuple[str, str, str], str] = {}
+        self._bases: dict[str, str] = {}
         self.contents: dict[str, MemoryContents] = {}
 
     async def create(self, request: CreateSnapshot) -> Snapshot:
@@ -202,6 +205,33 @@ class MemorySnapshots:
             run_config=request.run_config,
         )
 
+    async def capture(self, request: CaptureSnapshot, source: CaptureSource) -> Snapshot:
+        """Capture, to the end: nobody else is there to do it later."""
+        if not request.name or request.name == "host":
+            raise ValidationError("A snapshot's name has 1 to 255 characters and is not 'host'", "name")
+        base = await self.get(source.snapshot_id)
+        folder = Path("/captures", uuid.uuid4().hex)
+        try:
+            copied = await source.copy(folder, 0)
+        except SandboxClientError as error:
+            failed = self.add(request.name, source_sandbox_id=source.sandbox_id, tenant=request.tenant)
+            self._snapshots[failed.id] = attrs.evolve(failed, status="failed", status_message=str(error))
+            return self._snapshots[failed.id]
+        own = Layer(folder / "tree" / upper_name("/"))
+        contents = self.contents[base.id]
+        snapshot = self.add(
+            request.name,
+            attrs.evolve(contents, layers=(own, *contents.layers)),
+            size=request.fs_capacity_bytes or source.fs_capacity_bytes or base.fs_capacity_bytes,
+            tenant=request.tenant,
+            tag=request.tag,
+            run_config=request.run_config or base.run_config,
+            source_sandbox_id=source.sandbox_id,
+            used_bytes=copied.used_bytes,
+        )
+        self._bases[snapshot.id] = base.id
+        return snapshot
+
     def add(
         self,
         name: str,
@@ -212,6 +242,8 @@ class MemorySnapshots:
         tenant: str = "",
         tag: str | None = None,
         run_config: RunConfig | None = None,
+        source_sandbox_id: str | None = None,
+        used_bytes: int | None = None,
     ) -> Snapshot:
         """Put a snapshot there: for setting a scene."""
         stamp = _now()
@@ -223,6 +255,8 @@ class MemorySnapshots:
             created_at=stamp,
             updated_at=stamp,
             run_config=run_config,
+            source_sandbox_id=source_sandbox_id,
+            fs_used_bytes=used_bytes,
         )
         self._snapshots[snapshot.id] = snapshot
         self._tenants[snapshot.id] = tenant
@@ -277,14 +311,18 @@ class MemorySnapshots:
         """Remove one."""
         snapshot = await self.get(snapshot_id)
         users = [row.name for row in self._records.rows.values() if row.snapshot_id == snapshot.id]
+        users += [self._snapshots[other].name for other, base in self._bases.items() if base == snapshot.id]
         if users:
-            raise ResourceInUseError(f"Snapshot '{snapshot_id}' is in use", "snapshot", users)
+            raise ResourceInUseError(f"Snapshot '{snapshot_id}' is used by {', '.join(users)}", "snapshot", users)
         del self._snapshots[snapshot.id], self._ready_at[snapshot.id], self.contents[snapshot.id]
+        self._bases.pop(snapshot.id, None)
         self._tags = {key: found for key, found in self._tags.items() if found != snapshot.id}
 
     async def wait(self, snapshot_id: str, timeout_s: float) -> Snapshot:
         """Wait for a build."""
         snapshot = await self.get(snapshot_id)
+        if snapshot.status == "failed":
+            raise ResourceCreationError(snapshot.status_message or "Snapshot build failed", "snapshot")
         left = self._ready_at[snapshot.id] - trio.current_time()
         await trio.sleep(max(0.0, min(left, timeout_s)))
         if left > timeout_s:
@@ -308,6 +346,10 @@ class MemorySnapshots:
         except ResourceNotFoundError:
             return self.add("host")
 
+    async def prepare(self, snapshot_id: str) -> None:
+        """Nothing: none depends on anything."""
+        await trio.lowlevel.checkpoint()
+
     async def use(self, snapshot_id: str) -> MemoryContents:
         """What to start from."""
         snapshot = await self.get(snapshot_id)
@@ -316,6 +358,8 @@ class MemorySnapshots:
         return self.contents[snapshot.id]
 
     def _current(self, snapshot: Snapshot) -> Snapshot:
+        if snapshot.status == "failed":
+            return snapshot
         ready = trio.current_time() >= self._ready_at[snapshot.id]
         tags = tuple(key[2] for key, found in self._tags.items() if found == snapshot.id)
         return attrs.evolve(snapshot, status="ready" if ready else "building", tags=tags)

@@ -14,9 +14,9 @@ from sandboxrt.engine.base import Engine
 from sandboxrt.host.command import CommandSettings
 from sandboxrt.host.config import HostConfig
 from sandboxrt.host.host import HostState
-from sandboxrt.models import ResourceStatus
+from sandboxrt.models import ResourceStatus, Snapshot
 from sandboxrt.protocol.exec import Execute, Reconnect
-from sandboxrt.protocol.rest import CreateSandbox, SandboxInfo, UpdateSandbox
+from sandboxrt.protocol.rest import CaptureSnapshot, CreateSandbox, SandboxInfo, UpdateSandbox
 from sandboxrt.server.app import AppSettings
 from sandboxrt.server.guarded import ConnectionLimits
 from sandboxrt.server.serve import RunningServer, ServerSettings, open_server
@@ -52,6 +52,18 @@ class ServedDriver:
 
     async def stop_sandbox(self, name: str) -> None:
         await self.transport.stop_sandbox(name)
+
+    async def capture_snapshot(self, name: str, request: CaptureSnapshot) -> Snapshot:
+        return await self.transport.capture_snapshot(name, request)
+
+    async def wait_for_snapshot(self, snapshot_id: str, timeout_s: float, poll_interval_s: float) -> Snapshot:
+        return await self.transport.wait_for_snapshot(snapshot_id, timeout_s, poll_interval_s)
+
+    async def get_snapshot(self, reference: str) -> Snapshot:
+        return await self.transport.get_snapshot(reference)
+
+    async def delete_snapshot(self, snapshot_id: str) -> None:
+        await self.transport.delete_snapshot(snapshot_id)
 
     async def sandbox_status(self, name: str) -> ResourceStatus:
         return await self.transport.sandbox_status(name)

@@ -100,4 +100,7 @@ def test_only_what_depends_on_a_feature_may_be_left_out() -> None:
         "terminals",
         "a_terminal_knows_end_of_input",
         "a_terminal_knows_interrupt",
+        "a_capture_has_files_and_nothing_else",
+        "captures_of_captures",
+        "what_others_lie_on_is_not_deleted",
     }

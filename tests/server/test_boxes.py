@@ -224,7 +224,6 @@ async def test_what_is_not_there_yet(tmp_path: Path) -> None:
     async with site(tmp_path) as here:
         await here.box()
         for method, path in (
-            ("POST", "/boxes/box/snapshot"),
             ("POST", "/boxes/box/service-url"),
             ("GET", "/boxes/box/service-urls"),
             ("POST", "/boxes/box/download-url"),

@@ -7,7 +7,7 @@ from typing import Literal, Protocol
 
 from sandboxrt.models import IsolationReport, ResourceStatus, Snapshot
 from sandboxrt.protocol.exec import ClientFrame, Execute, Reconnect, ServerFrame
-from sandboxrt.protocol.rest import CreateSandbox, CreateSnapshot, SandboxInfo, UpdateSandbox
+from sandboxrt.protocol.rest import CaptureSnapshot, CreateSandbox, CreateSnapshot, SandboxInfo, UpdateSandbox
 
 __all__ = ["Attachment", "Transport"]
 
@@ -91,6 +91,10 @@ class Transport(Protocol):
 
     async def create_snapshot(self, request: CreateSnapshot) -> Snapshot:
         """Begin to build a snapshot."""
+        ...
+
+    async def capture_snapshot(self, name: str, request: CaptureSnapshot) -> Snapshot:
+        """Begin to make a snapshot of a sandbox's files."""
         ...
 
     async def get_snapshot(self, snapshot_id: str) -> Snapshot:

@@ -37,9 +37,17 @@ from sandboxrt.errors import (
 from sandboxrt.models import IsolationReport, ResourceStatus, Snapshot
 from sandboxrt.protocol.exec import Execute, Reconnect
 from sandboxrt.protocol.isolation_wire import isolation_from_json
-from sandboxrt.protocol.rest import LEASE_HEADER, CreateSandbox, CreateSnapshot, SandboxInfo, UpdateSandbox
+from sandboxrt.protocol.rest import (
+    LEASE_HEADER,
+    CaptureSnapshot,
+    CreateSandbox,
+    CreateSnapshot,
+    SandboxInfo,
+    UpdateSandbox,
+)
 from sandboxrt.protocol.rest_errors import Call, control_error, parse_error
 from sandboxrt.protocol.rest_wire import (
+    capture_snapshot_to_json,
     create_sandbox_to_json,
     create_snapshot_to_json,
     sandbox_from_json,
@@ -189,6 +197,13 @@ class HttpTransport:
         """Begin to build a snapshot."""
         body = create_snapshot_to_json(request)
         return snapshot_from_json(await self._control(Call.OTHER, "POST", "/snapshots", json=body))
+
+    async def capture_snapshot(self, name: str, request: CaptureSnapshot) -> Snapshot:
+        """Begin to make a snapshot of a sandbox's files."""
+        body = capture_snapshot_to_json(request)
+        return snapshot_from_json(
+            await self._control(Call.SANDBOX, "POST", _box(name) + "/snapshot", json=body, subject=name)
+        )
 
     async def get_snapshot(self, snapshot_id: str) -> Snapshot:
         """A snapshot by id, ``name:tag`` or name."""

@@ -14,7 +14,7 @@ from sandboxrt.host.config import HostConfig
 from sandboxrt.host.host import Host, open_host
 from sandboxrt.models import IsolationReport, ResourceStatus, Snapshot
 from sandboxrt.protocol.exec import Execute, Reconnect
-from sandboxrt.protocol.rest import CreateSandbox, CreateSnapshot, SandboxInfo, UpdateSandbox
+from sandboxrt.protocol.rest import CaptureSnapshot, CreateSandbox, CreateSnapshot, SandboxInfo, UpdateSandbox
 
 __all__ = ["HostConfig", "LocalTransport"]
 
@@ -84,6 +84,10 @@ class LocalTransport:
     async def create_snapshot(self, request: CreateSnapshot) -> Snapshot:
         """Begin to build a snapshot."""
         return await self.host.create_snapshot(request)
+
+    async def capture_snapshot(self, name: str, request: CaptureSnapshot) -> Snapshot:
+        """Begin to make a snapshot of a sandbox's files."""
+        return await self.host.capture_snapshot(name, request)
 
     async def get_snapshot(self, snapshot_id: str) -> Snapshot:
         """A snapshot by id."""

@@ -21,6 +21,7 @@
  *   file PATH MODE ID TEXT      make a file owned by ID:ID
  *   copy PATH MODE FD           copy the file FD
  *   disk PATH FD                mount the ext4 image open at FD at PATH; prints "loop N" on descriptor 2
+ *   share PATH NUMBER FD        mount at PATH, read-only, what loop device NUMBER holds, if it is the image open at FD
  *   bind PATH FD                mount the folder open at FD at PATH
  *   overlay PATH OPTIONS        mount an overlay
  *   limit RESOURCE VALUE        soft and hard resource limit, inherited by everything below
@@ -70,6 +71,7 @@ struct how {
 };
 
 #define LOOP_CTL_GET_FREE 0x4C82
+#define LOOP_GET_STATUS64 0x4C05
 #define LOOP_CONFIGURE 0x4C0A
 #define LO_FLAGS_AUTOCLEAR 4
 
@@ -471,6 +473,28 @@ static void mount_disk(void)
 	close(device); /* after the mount: closing before it would free the device */
 }
 
+/* A disk that is mounted for a sandbox already: the same file system once more, so that its newest content is seen. An
+ * open device can no longer be freed and taken by another; only then is it asked what it holds. */
+static void share_disk(void)
+{
+	const unsigned long flags = MS_NOSUID | MS_NODEV | MS_NOATIME;
+	const char *path = argument();
+	char source[32];
+	struct stat st;
+	struct loop_info info;
+	snprintf(source, sizeof source, "/dev/loop%ld", number(10, 1 << 20));
+	int image = descriptor(), device = open(source, O_RDONLY | O_CLOEXEC);
+	if (device < 0 || fstat(image, &st) != 0 || ioctl(device, LOOP_GET_STATUS64, &info) != 0)
+		fail("disk", source);
+	if (info.device != st.st_dev || info.inode != st.st_ino) {
+		errno = ENODEV;
+		fail("disk", source);
+	}
+	mount_at(source, path, "ext4", flags, "");
+	mount_at(NULL, path, NULL, MS_REMOUNT | MS_BIND | MS_RDONLY | flags, NULL);
+	close(device);
+}
+
 static void bind_folder(void)
 {
 	char source[40];
@@ -539,8 +563,8 @@ static const struct {
 	{ "ns", private_namespace }, { "userns", mapped_namespace }, { "enter", enter },  { "hide", hide },
 	{ "veil", tmpfs_over },      { "open", open_folder },        { "clone", clone_layer }, { "idmap", map_layer },
 	{ "cover", cover },          { "dir", make_folder },         { "file", make_file },    { "copy", copy_file },
-	{ "disk", mount_disk },      { "bind", bind_folder },        { "overlay", mount_overlay }, { "put", put },
-	{ "block", make_block },     { "pin", pin },                 { "limit", limit },
+	{ "disk", mount_disk },      { "share", share_disk },        { "bind", bind_folder },  { "overlay", mount_overlay },
+	{ "put", put },              { "block", make_block },        { "pin", pin },           { "limit", limit },
 	{ "stdio", take_stdio },     { "exec", execute },
 };
 

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import attrs
 
-from sandboxrt.engine.base import ContainerSpec, Layer
+from sandboxrt.engine.base import ContainerSpec, Layer, upper_name
 from sandboxrt.engine.bundle import BLOCK_SIZE, CPU_PERIOD_US, INIT_PATH, BundlePlan, bundle_config, cpu_quota_us
 from sandboxrt.engine.cgroups import SandboxCgroups
 from sandboxrt.engine.findings import HostFacts
@@ -25,7 +25,7 @@ from sandboxrt.engine.runtime_exec.strategy import ExecStrategy
 from sandboxrt.errors import EngineUnavailableError, ResourceCreationError
 from sandboxrt.models import Limits
 
-__all__ = ["CONTROL_FD", "DATA_FOLDER", "DISK_FD", "INIT_FD", "MAPS_FD", "LaunchPlan", "covered_folder", "upper_name"]
+__all__ = ["CONTROL_FD", "DATA_FOLDER", "DISK_FD", "INIT_FD", "MAPS_FD", "LaunchPlan", "covered_folder"]
 
 CONTROL_FD, INIT_FD, DISK_FD, MAPS_FD = 3, 4, 5, 6
 """Numbers of the descriptors that the launcher is given: the init's socket, its program, the disk image, and, where the
@@ -58,11 +58,6 @@ def covered_folder(needed: list[Path]) -> str:
         if Path(cover).is_dir() and not any(path.is_relative_to(cover) for path in resolved):
             return cover
     raise EngineUnavailableError(f"one of the folders {', '.join(_COVERS)} must exist and not hold the state folder")
-
-
-def upper_name(at: str) -> str:
-    """The name of the writable folder for layers at ``at``, within ``upper``."""
-    return at.rstrip("/").replace("/", "@") or "@"
 
 
 @attrs.frozen(kw_only=True)

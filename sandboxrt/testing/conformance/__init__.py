@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 
 from sandboxrt.engine.base import Feature
+from sandboxrt.testing.conformance.captures import CAPTURE_CASES
 from sandboxrt.testing.conformance.driver import Case, Driver, Link, Outcome, converse, run
 from sandboxrt.testing.conformance.files import FILE_CASES
 from sandboxrt.testing.conformance.lifecycle import LIFECYCLE_CASES
@@ -18,6 +19,7 @@ from sandboxrt.testing.conformance.sessions import SESSION_CASES
 
 __all__ = [
     "ALL_CASES",
+    "CAPTURE_CASES",
     "CASE_FEATURES",
     "FILE_CASES",
     "LIFECYCLE_CASES",
@@ -31,13 +33,16 @@ __all__ = [
     "run",
 ]
 
-ALL_CASES: Mapping[str, Case] = MappingProxyType({**SESSION_CASES, **FILE_CASES, **LIFECYCLE_CASES})
+ALL_CASES: Mapping[str, Case] = MappingProxyType({**SESSION_CASES, **FILE_CASES, **LIFECYCLE_CASES, **CAPTURE_CASES})
 
 CASE_FEATURES: Mapping[str, frozenset[Feature]] = MappingProxyType(
     {
         "terminals": frozenset({Feature.OWN_PTY}),
         "a_terminal_knows_end_of_input": frozenset({Feature.OWN_PTY, Feature.TERMINAL_EOF}),
         "a_terminal_knows_interrupt": frozenset({Feature.OWN_PTY}),
+        "a_capture_has_files_and_nothing_else": frozenset({Feature.FREEZE}),
+        "captures_of_captures": frozenset({Feature.FREEZE}),
+        "what_others_lie_on_is_not_deleted": frozenset({Feature.FREEZE}),
     }
 )
 """What an exec strategy must have declared for a case to be asked of it; nothing for those not named here."""

@@ -11,7 +11,7 @@ from typing import Any, Protocol, TypeAlias
 import attrs
 import trio
 
-from sandboxrt.models import Limits, ResourceStatus
+from sandboxrt.models import Limits, ResourceStatus, Snapshot
 from sandboxrt.protocol.exec import (
     ClientFrame,
     ErrorFrame,
@@ -23,7 +23,7 @@ from sandboxrt.protocol.exec import (
     Started,
     StreamName,
 )
-from sandboxrt.protocol.rest import CreateSandbox, SandboxInfo, UpdateSandbox
+from sandboxrt.protocol.rest import CaptureSnapshot, CreateSandbox, SandboxInfo, UpdateSandbox
 
 __all__ = [
     "Case",
@@ -86,6 +86,22 @@ class Driver(Protocol):
         ...
 
     async def stop_sandbox(self, name: str) -> object:
+        """As the host's."""
+        ...
+
+    async def capture_snapshot(self, name: str, request: CaptureSnapshot) -> Snapshot:
+        """As the host's."""
+        ...
+
+    async def wait_for_snapshot(self, snapshot_id: str, timeout_s: float, poll_interval_s: float) -> Snapshot:
+        """As the host's."""
+        ...
+
+    async def get_snapshot(self, reference: str) -> Snapshot:
+        """As the host's."""
+        ...
+
+    async def delete_snapshot(self, snapshot_id: str) -> None:
         """As the host's."""
         ...
 

@@ -1,0 +1,1 @@
+"""The copying of what sandboxes wrote, and of layers, into new layers."""
