@@ -42,6 +42,8 @@ ROWS: Final = {
     "13": Row("stop keeps files, start has them again; run on what is stopped"),
     "14": Row("list, get, delete, status; what is not there"),
     "15": Row("snapshot list: filter, limits, offsets"),
+    "16": Row("capture: files are kept, /tmp and processes are not"),
+    "16 tags": Row("capture with a tag; the tags of a name; sandboxes by name:tag", _NEWEST),
     "17": Row("run: output, exit code, env, cwd, shell, missing cwd"),
     "18": Row("run(wait=False): id, pid, chunks, result"),
     "19": Row("callbacks"),

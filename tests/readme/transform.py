@@ -6,11 +6,16 @@ import ast
 
 CALLS = frozenset(
     {
+        "capture_snapshot",
         "create_sandbox",
         "create_snapshot",
+        "delete",
         "delete_sandbox",
+        "delete_snapshot",
         "get_sandbox",
+        "get_snapshot",
         "kill",
+        "list_snapshots",
         "read",
         "reconnect",
         "run",

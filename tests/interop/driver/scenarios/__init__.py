@@ -6,11 +6,12 @@ from collections.abc import Awaitable, Callable
 
 from context import Context
 
-from scenarios import commands, control, extras, faults, files, lifecycle, sessions
+from scenarios import captures, commands, control, extras, faults, files, lifecycle, sessions
 
 SCENARIOS: dict[str, Callable[[Context], Awaitable[None]]] = {
     **control.SCENARIOS,
     **lifecycle.SCENARIOS,
+    **captures.SCENARIOS,
     **commands.SCENARIOS,
     **sessions.SCENARIOS,
     **faults.SCENARIOS,
