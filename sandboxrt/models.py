@@ -11,6 +11,7 @@ import attrs
 __all__ = [
     "DEFAULT_LIMITS",
     "DEFAULT_REQUIRE",
+    "DownloadURL",
     "ExecutionResult",
     "Isolation",
     "IsolationFinding",
@@ -222,3 +223,20 @@ class IsolationReport:
     def missing(self, required: frozenset[Isolation]) -> tuple[Isolation, ...]:
         """The required properties that are not achieved, in the enum's order."""
         return tuple(prop for prop in Isolation if prop in required and not self.has(prop))
+
+
+@attrs.frozen
+class DownloadURL:
+    """A link to one file of a sandbox: whoever has it gets the file, without a key.
+
+    Attributes:
+        download_url: The link, for a browser or any HTTP client.
+        token: What in it gives the right; a part of the link.
+        expires_at: Until when it is good, as an ISO-8601 time; ``None`` = as long as the sandbox is there.
+
+    Source: protocol.md §2.7, §7.9.
+    """
+
+    download_url: str = attrs.field(repr=False)
+    token: str = attrs.field(repr=False)
+    expires_at: str | None = None

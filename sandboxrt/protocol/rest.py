@@ -8,12 +8,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Literal
 
 import attrs
 
 from sandboxrt.models import Isolation, Limits, RunConfig
 
-__all__ = ["LEASE_HEADER", "CaptureSnapshot", "CreateSandbox", "CreateSnapshot", "SandboxInfo", "UpdateSandbox"]
+__all__ = [
+    "LEASE_HEADER",
+    "CaptureSnapshot",
+    "CreateDownloadLink",
+    "CreateSandbox",
+    "CreateSnapshot",
+    "SandboxInfo",
+    "ServiceGrant",
+    "UpdateSandbox",
+]
 
 LEASE_HEADER = "sandboxrt-lease"
 """Asks, with a create, for a lease of so many seconds. A server without leases passes over it."""
@@ -150,3 +160,30 @@ class CaptureSnapshot:
     fs_capacity_bytes: int | None = None
     run_config: RunConfig | None = None
     tenant: str = ""
+
+
+@attrs.frozen
+class ServiceGrant:
+    """The right to talk to a service for a while (protocol.md §2.6).
+
+    Attributes:
+        browser_url: For a browser: exchanges the token for a cookie.
+        service_url: For a program, which sends the token with each request.
+        token: The right.
+        expires_at: Until when, as an ISO-8601 time.
+    """
+
+    browser_url: str = attrs.field(repr=False)
+    service_url: str
+    token: str = attrs.field(repr=False)
+    expires_at: str
+
+
+@attrs.frozen(kw_only=True)
+class CreateDownloadLink:
+    """Make a link to a file (protocol.md §2.7); what is ``None`` was left out."""
+
+    path: str
+    expires_in_seconds: int | None = None
+    content_type: str | None = None
+    content_disposition: Literal["attachment", "inline"] | None = None

@@ -17,11 +17,14 @@ __all__ = [
     "FOREIGN_TRANSPORTS",
     "Cpus",
     "Disk",
+    "FilePath",
     "Image",
     "Labels",
+    "LinkSeconds",
     "Memory",
     "Millicores",
     "Name",
+    "Port",
     "RunConfigBody",
     "Seconds",
     "SnapshotName",
@@ -42,6 +45,8 @@ _SNAPSHOT_NAME = re.compile(r"(?=.{1,255}\Z)[A-Za-z0-9][A-Za-z0-9._-]*(?:/[A-Za-
 _TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
 _MAX_LABELS, _MAX_LABEL_KEY, _MAX_LABEL_VALUE = 128, 256, 4096
 _MAX_TIMEOUT_S = 3600
+_MAX_LINK_S = 86400
+_MAX_FILE_PATH = 2048
 _MIN_MEMORY, _MIN_DISK = 16 * 1024**2, 16 * 1024**2
 FOREIGN_TRANSPORTS = frozenset(
     "atomic containers-storage dir docker-archive docker-daemon oci oci-archive ostree sif tarball".split()
@@ -61,6 +66,9 @@ Disk = NewType("Disk", int)
 Labels = NewType("Labels", dict[str, str])
 Variables = NewType("Variables", dict[str, str])
 Image = NewType("Image", str)
+Port = NewType("Port", int)
+LinkSeconds = NewType("LinkSeconds", int)
+FilePath = NewType("FilePath", str)
 
 
 @attrs.frozen(kw_only=True)
@@ -143,6 +151,13 @@ def _text(value: object, longest: int = 65536) -> str:
 
 def _name(value: object) -> str:
     if not _text(value, 512):
+        raise ValueError("must not be empty")
+    return str(value)
+
+
+def _file_path(value: object) -> str:
+    """It stands in the link twice, escaped, and links have to fit into a line."""
+    if not _text(value, _MAX_FILE_PATH):
         raise ValueError("must not be empty")
     return str(value)
 
@@ -256,6 +271,9 @@ def _make_converter() -> cattrs.Converter:
         (Labels, lambda value: _strings(value, _MAX_LABEL_KEY, _MAX_LABEL_VALUE, _MAX_LABELS)),
         (Variables, _variables),
         (Image, _image),
+        (Port, lambda value: _int(value, 1, 65535)),
+        (LinkSeconds, lambda value: _int(value, 1, _MAX_LINK_S)),
+        (FilePath, _file_path),
     ):
         converter.register_structure_hook(kind, lambda value, _, check=check: check(value))
     objects = converter.get_structure_hook(RunConfigBody)

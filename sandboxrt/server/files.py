@@ -7,11 +7,8 @@ from __future__ import annotations
 
 import contextlib
 import mimetypes
-import re
 from collections.abc import AsyncGenerator
-from datetime import UTC, datetime
 from email.message import Message as Headers
-from email.utils import format_datetime, parsedate_to_datetime
 from typing import TypeAlias
 
 import attrs
@@ -21,17 +18,16 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from sandboxrt.engine.base import FileStat
 from sandboxrt.errors import SandboxClientError, SandboxOperationError
 from sandboxrt.host.files import SandboxFile
 from sandboxrt.host.host import Host
+from sandboxrt.protocol.ranges import FileFacts, Part, is_unchanged, part_of
 from sandboxrt.server.replies import BodyError, reply
 
 __all__ = ["FileSettings", "download", "upload"]
 
 _PIECE_BYTES = 1024**2
 _SEND_BYTES = 256 * 1024
-_RANGE = re.compile(r"bytes=(\d{0,19})-(\d{0,19})", re.ASCII)
 _Pieces: TypeAlias = AsyncGenerator[bytes, None]
 _TYPES = mimetypes.MimeTypes()
 
@@ -190,15 +186,6 @@ async def _joined(pieces: _Pieces) -> _Pieces:
 
 
 @attrs.frozen
-class _Part:
-    """What of a file is sent: from ``start`` up to, not including, ``stop``; ``whole`` = it was not asked by range."""
-
-    start: int
-    stop: int
-    whole: bool
-
-
-@attrs.frozen
 class _Download:
     """The response; the file is open as long as it is sent."""
 
@@ -209,19 +196,20 @@ class _Download:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async with self.host.open_file(self.sandbox, self.path) as file:
+            facts = FileFacts(file.stat.size_bytes, file.etag, file.stat.mtime_ns)
             headers = {
-                "etag": file.etag,
-                "last-modified": _http_date(file.stat),
+                "etag": facts.etag,
+                "last-modified": facts.last_modified,
                 "accept-ranges": "bytes",
                 "cache-control": "private, no-cache",
                 "x-content-type-options": "nosniff",
             }
-            if _unchanged(self.request, file):
+            if is_unchanged(self.request.headers, facts):
                 await _start(send, 304, headers)
                 await send({"type": "http.response.body", "body": b""})
                 return
-            part = _part(self.request, file)
-            total = file.stat.size_bytes
+            part = part_of(self.request.method, self.request.headers, facts)
+            total = facts.size_bytes
             if part is None:
                 response = reply(
                     416,
@@ -246,7 +234,7 @@ async def _start(send: Send, status: int, headers: dict[str, str]) -> None:
     await send({"type": "http.response.start", "status": status, "headers": raw})
 
 
-async def _send_part(send: Send, file: SandboxFile, part: _Part) -> None:
+async def _send_part(send: Send, file: SandboxFile, part: Part) -> None:
     offset = part.start
     while offset < part.stop:
         data = await file.read(offset, min(_PIECE_BYTES, part.stop - offset))
@@ -257,53 +245,3 @@ async def _send_part(send: Send, file: SandboxFile, part: _Part) -> None:
             piece = data[start : start + _SEND_BYTES]
             await send({"type": "http.response.body", "body": piece, "more_body": True})
         offset += len(data)
-
-
-def _part(request: Request, file: SandboxFile) -> _Part | None:
-    """What was asked for; ``None`` when nothing of it exists. A range that is no single one is passed over."""
-    total = file.stat.size_bytes
-    whole = _Part(0, total, whole=True)
-    asked = _RANGE.fullmatch(request.headers.get("range", "").replace(" ", ""))
-    if asked is None or request.method != "GET" or not _still_the_same(request, file):
-        return whole
-    first, last = asked.groups()
-    if not first and not last:
-        return whole
-    if not first:
-        length = min(int(last), total)
-        return _Part(total - length, total, whole=False) if length else None
-    start = int(first)
-    stop = min(int(last) + 1, total) if last else total
-    if last and int(last) < start:
-        return whole
-    return _Part(start, stop, whole=False) if start < total else None
-
-
-def _still_the_same(request: Request, file: SandboxFile) -> bool:
-    condition = request.headers.get("if-range")
-    if condition is None:
-        return True
-    if condition.startswith('"'):
-        return condition == file.etag
-    # A date proves nothing about a file that changed within its last second.
-    return condition == _http_date(file.stat)
-
-
-def _unchanged(request: Request, file: SandboxFile) -> bool:
-    condition = request.headers.get("if-none-match")
-    if condition is not None:
-        tags = [tag.strip().removeprefix("W/") for tag in condition.split(",")]
-        return "*" in tags or file.etag in tags
-    since = request.headers.get("if-modified-since")
-    if since is None:
-        return False
-    try:
-        return file.stat.mtime_ns // 10**9 <= parsedate_to_datetime(since).timestamp()
-    except (ValueError, OverflowError):
-        return False
-
-
-def _http_date(stat: FileStat) -> str:
-    # A program inside may have set any time at all.
-    seconds = min(max(stat.mtime_ns // 10**9, 0), 253_402_300_799)
-    return format_datetime(datetime.fromtimestamp(seconds, UTC), usegmt=True)

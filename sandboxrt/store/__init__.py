@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from sandboxrt.store.database import SCHEMA_VERSION, run_blocking
 from sandboxrt.store.keys import DEFAULT_TENANT, ApiKey, KeyRecords, NewKey
+from sandboxrt.store.link_keys import LinkKeys
 from sandboxrt.store.rows import (
     UID_BLOCK_BASE,
     UID_BLOCK_COUNT,
@@ -33,6 +34,7 @@ __all__ = [
     "UID_BLOCK_SIZE",
     "ApiKey",
     "KeyRecords",
+    "LinkKeys",
     "NewKey",
     "SandboxRow",
     "SnapshotRow",

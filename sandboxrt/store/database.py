@@ -133,6 +133,16 @@ _MIGRATIONS: Final[tuple[tuple[str, ...], ...]] = (
         "ALTER TABLE snapshots ADD COLUMN base_id TEXT REFERENCES snapshots (id)",
         "CREATE INDEX snapshots_by_base ON snapshots (base_id)",
     ),
+    (
+        """CREATE TABLE link_keys (
+            seq INTEGER PRIMARY KEY AUTOINCREMENT,
+            id TEXT NOT NULL UNIQUE,
+            purpose TEXT NOT NULL,
+            secret BLOB NOT NULL,
+            created_at REAL NOT NULL,
+            superseded_at REAL
+        )""",
+    ),
 )
 """One tuple of statements a schema version. Append only: a state folder in the field has run those before."""
 
