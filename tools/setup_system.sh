@@ -5,8 +5,9 @@ set -euo pipefail
 
 # What each is for: the OCI runtime; images; disks; id maps of unprivileged users; the two C programs; virtual environments.
 packages=(crun skopeo umoci e2fsprogs uidmap gcc libc6-dev python3-venv ca-certificates)
-# The other runtimes; a registry; what to compare with; test images; what tests look at the host and into sandboxes with.
-test_packages=(runc runsc docker-registry podman mmdebstrap musl-tools iproute2 procps redis-server)
+# The other runtimes; a registry; what to compare with; test images; what tests look at the host and into sandboxes with; a browser.
+test_packages=(runc runsc docker-registry podman mmdebstrap musl-tools iproute2 procps redis-server
+    chromium chromium-driver)
 services=(docker-registry redis-server)
 
 say() { echo "setup: $*"; }

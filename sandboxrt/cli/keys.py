@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import TypeVar, get_args
 
 import attrs
 import click
@@ -15,8 +15,9 @@ from rich.table import Table
 
 from sandboxrt.errors import SandboxClientError
 from sandboxrt.host.config import default_state_dir
-from sandboxrt.store import DEFAULT_TENANT, KeyRecords, Store
+from sandboxrt.store import DEFAULT_TENANT, KeyRecords, LinkKeys, Store
 from sandboxrt.store.keys import key_id as id_within
+from sandboxrt.store.link_keys import Purpose
 
 __all__ = ["keys"]
 
@@ -67,7 +68,25 @@ def revoke(*, key_id: str, state_dir: Path | None) -> None:
     click.echo(f"revoked {identifier}")
 
 
+@keys.command(name="rotate-links")
+@click.option("--retire", is_flag=True, help="Make everything useless that was signed before.")
+@_STATE_DIR
+def rotate_links(*, retire: bool, state_dir: Path | None) -> None:
+    """Sign service tokens and download links with new keys from now on, within seconds."""
+
+    async def rotate(store: Store) -> None:
+        for purpose in get_args(Purpose):
+            await LinkKeys(store).rotate(purpose, retire=retire)
+
+    _with_store(state_dir, rotate)
+    click.echo("new keys sign from now on" + ("; what was signed before is useless" if retire else ""))
+
+
 def _with_keys(state_dir: Path | None, work: Callable[[KeyRecords], Awaitable[T]], *, new: bool = False) -> T:
+    return _with_store(state_dir, lambda store: work(KeyRecords(store)), new=new)
+
+
+def _with_store(state_dir: Path | None, work: Callable[[Store], Awaitable[T]], *, new: bool = False) -> T:
     folder = state_dir or default_state_dir()
     if not new and not folder.exists():
         raise click.ClickException(
@@ -77,7 +96,7 @@ def _with_keys(state_dir: Path | None, work: Callable[[KeyRecords], Awaitable[T]
 
     async def run() -> T:
         async with Store.open(folder) as store:
-            return await work(KeyRecords(store))
+            return await work(store)
 
     try:
         return trio.run(run)

@@ -34,6 +34,11 @@ _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 )
 @click.option("--port", type=click.IntRange(0, 65535), default=8080, show_default=True, help="0 takes a free port.")
 @click.option("--public-url", metavar="URL", help="How clients reach this server, when that is not host and port.")
+@click.option(
+    "--service-domain",
+    metavar="DOMAIN",
+    help="Services get origins below it (3000--ID.DOMAIN); every such name must lead here. [localhost]",
+)
 @click.option("--state-dir", metavar="DIR", type=click.Path(path_type=Path), help="Folder for sandboxes and snapshots.")
 @click.option("--certfile", type=_FILE, help="TLS certificate, PEM.")
 @click.option("--keyfile", type=_FILE, help="Its private key, PEM.")
@@ -64,6 +69,7 @@ def serve(
     bind: str,
     port: int,
     public_url: str | None,
+    service_domain: str | None,
     state_dir: Path | None,
     certfile: Path | None,
     keyfile: Path | None,
@@ -87,6 +93,7 @@ def serve(
         bind=bind,
         port=port,
         public_url=public_url,
+        service_domain=service_domain,
         certificate=certfile,
         private_key=keyfile,
         insecure_http=insecure_http,

@@ -19,10 +19,13 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from sandboxrt.actors import sole_error
 from sandboxrt.errors import SandboxClientError
+from sandboxrt.gateway.gateway import Gateway, GatewaySettings
+from sandboxrt.gateway.links import Keys, Links, RememberedKeys
 from sandboxrt.host.host import Host
 from sandboxrt.models import DEFAULT_LIMITS, Limits
 from sandboxrt.protocol.rest_errors import error_to_json
 from sandboxrt.protocol.rest_wire import Ceilings
+from sandboxrt.protocol.service_urls import ServiceSite, default_site
 from sandboxrt.server.access_log import AccessLog
 from sandboxrt.server.auth import Authenticator, tenant_of
 from sandboxrt.server.boxes import Boxes
@@ -32,6 +35,7 @@ from sandboxrt.server.limits import KeyLimits, TooFastError, Turnstile
 from sandboxrt.server.metrics import Metrics
 from sandboxrt.server.openapi import document
 from sandboxrt.server.paths import WholeSegments, parameter
+from sandboxrt.server.services import LinkRoutes, ServiceDoor
 from sandboxrt.server.snapshots import SnapshotRoutes
 from sandboxrt.server.unread import CloseUnread
 
@@ -51,20 +55,24 @@ class AppSettings:
 
     Attributes:
         public_url: How clients reach this server; no trailing slash. Never taken from a request.
+        site: The addresses of services and download links.
         limits: Those of a sandbox whose creator names none.
         ceilings: The most that a creator may ask for.
         default_snapshot: See :class:`~sandboxrt.server.snapshots.SnapshotRoutes`; ``auth_file`` likewise.
         key_limits: What one key may do.
         dataplane: The bounds of the data plane.
+        gateway: Those of the way to services.
     """
 
     public_url: str
+    site: ServiceSite | None = None
     limits: Limits = DEFAULT_LIMITS
     ceilings: Ceilings = attrs.field(factory=Ceilings)
     default_snapshot: str | None = None
     auth_file: Path | None = None
     key_limits: KeyLimits = attrs.field(factory=KeyLimits)
     dataplane: DataPlaneSettings = attrs.field(factory=DataPlaneSettings)
+    gateway: GatewaySettings = attrs.field(factory=GatewaySettings)
 
 
 class App:
@@ -74,9 +82,10 @@ class App:
         host: Whose sandboxes and snapshots.
         authenticator: Says who asks.
         settings: The rest.
+        link_keys: What tokens of services and download links are signed with.
     """
 
-    def __init__(self, host: Host, authenticator: Authenticator, settings: AppSettings) -> None:
+    def __init__(self, host: Host, authenticator: Authenticator, settings: AppSettings, link_keys: Keys) -> None:
         self.dataplane: DataPlane = DataPlane(host, self._resolve, settings.dataplane)
         self.metrics: Metrics = Metrics(
             {("sandboxrt_sandboxes", "status", "Sandboxes of this host."): host.count_by_status}
@@ -91,9 +100,12 @@ class App:
             ceilings=settings.ceilings,
             default_snapshot=snapshots.choose,
         )
+        site = settings.site or default_site(settings.public_url)
+        links = LinkRoutes(Links(site, link_keys), boxes.find)
         routes: list[BaseRoute] = [*self.dataplane.routes(DATA_PREFIX)]
         for prefix in CONTROL_PREFIXES:
             routes += boxes.routes(prefix)
+            routes += links.routes(prefix)
             routes += snapshots.routes(prefix)
             routes += [
                 Route(prefix + path, _later("registries"), methods=["GET", "POST", "PATCH", "DELETE"])
@@ -105,7 +117,11 @@ class App:
             Route("/openapi.json", self._openapi, methods=["GET"]),
         ]
         gate = _Gate(_Routes(routes), authenticator, Turnstile(settings.key_limits))
-        self._app: ASGIApp = AccessLog(CloseUnread(WholeSegments(gate)), self.metrics)
+        log = AccessLog(CloseUnread(WholeSegments(gate)), self.metrics)
+        self._app: ASGIApp = log
+        gateway = Gateway(host, site, RememberedKeys(link_keys), settings.gateway, stopping=self.stopping)
+        self.side_door: ServiceDoor = ServiceDoor(gateway, log)
+        """What takes the requests for services and files, before this application sees them."""
         self._document = document(settings.public_url, settings.ceilings)
 
     def __repr__(self) -> str:

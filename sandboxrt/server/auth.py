@@ -47,8 +47,8 @@ class Authenticator(Protocol):
 class EveryoneIsDefault:
     """No keys: everyone on this machine is the default tenant, but no web page that a browser on it shows.
 
-    A page of a stranger's could otherwise have the browser send requests here, under the name of this machine or under
-    one of its own that it has resolve to this address.
+    A page of a stranger's, or of a program in a sandbox, could otherwise have the browser send requests here, under the
+    name of this machine or under one of its own that it has resolve to this address.
 
     Args:
         public_url: Another name under which requests may come.
@@ -64,18 +64,20 @@ class EveryoneIsDefault:
         await trio.lowlevel.checkpoint()
         for name, value in headers:
             lower = name.lower()
-            if lower == b"host" and not self._is_ours(b"//" + value):
+            if lower == b"host" and not self._is_ours(b"//" + value, below=True):
                 raise SandboxAuthenticationError("This server has no keys and answers on localhost only")
-            if lower == b"origin" and not self._is_ours(value):
+            foreign = lower == b"sec-fetch-site" and value not in (b"same-origin", b"none")
+            if foreign or (lower == b"origin" and not self._is_ours(value)):
                 raise SandboxAuthenticationError("This server has no keys and answers no web pages of others")
         return Tenant(DEFAULT_TENANT, "")
 
-    def _is_ours(self, url: bytes) -> bool:
+    def _is_ours(self, url: bytes, *, below: bool = False) -> bool:
+        """Whether its name is one of this machine; ``below``: or below ``localhost``, where services have theirs."""
         try:
             host = (urlsplit(url.decode("latin-1")).hostname or "").lower()
         except ValueError:
             return False
-        return host in self._hosts or host.endswith(".localhost")
+        return host in self._hosts or (below and host.endswith(".localhost"))
 
 
 class KeyAuthenticator:

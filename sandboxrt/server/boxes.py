@@ -31,7 +31,6 @@ from sandboxrt.protocol.rest_wire import (
     update_sandbox_from_json,
 )
 from sandboxrt.server.auth import Tenant, tenant_of
-from sandboxrt.server.errors import not_implemented
 from sandboxrt.server.paths import parameter
 from sandboxrt.server.replies import pass_over_body, read_json
 
@@ -50,11 +49,6 @@ _SORTS: Final = {
     "idle_ttl_seconds": lambda info: info.idle_ttl_seconds or 0,
     "delete_after_stop_seconds": lambda info: info.delete_after_stop_seconds or 0,
 }
-_LATER: Final = (
-    ("service-url", ("POST",), "service URLs"),
-    ("service-urls", ("GET", "DELETE"), "service URLs"),
-    ("download-url", ("POST",), "download links"),
-)
 
 
 @attrs.frozen(kw_only=True)
@@ -90,7 +84,6 @@ class Boxes:
             Route(one + "/snapshot", self._capture, methods=["POST"]),
             Route(one + "/lease", self._renew_lease, methods=["POST"]),
             Route(one + "/isolation", self._isolation, methods=["GET"]),
-            *(Route(f"{one}/{word}", self._later(what), methods=list(methods)) for word, methods, what in _LATER),
         ]
 
     async def _create(self, request: Request) -> Response:
@@ -192,14 +185,6 @@ class Boxes:
     async def _isolation(self, request: Request) -> Response:
         found = await self.find(tenant_of(request), parameter(request, "name"))
         return JSONResponse(isolation_to_json(await self.host.isolation(found.id)))
-
-    def _later(self, what: str) -> Callable[[Request], Awaitable[Response]]:
-        async def answer(request: Request) -> Response:
-            await pass_over_body(request)
-            await self.find(tenant_of(request), parameter(request, "name"))
-            return not_implemented(what)
-
-        return answer
 
     async def find(self, tenant: Tenant, name_or_id: str) -> SandboxInfo:
         """A tenant's sandbox. Raises ``ResourceNotFoundError``, for those of others too."""

@@ -23,7 +23,7 @@ import socket
 import ssl
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import attrs
 import h11
@@ -32,7 +32,7 @@ from hypercorn.config import Config
 from hypercorn.events import Closed, Event, RawData, Updated
 from hypercorn.protocol.events import EndBody
 from hypercorn.protocol.events import Event as StreamEvent
-from hypercorn.protocol.h11 import H11Protocol
+from hypercorn.protocol.h11 import H11Protocol, H11WSConnection
 from hypercorn.protocol.ws_stream import WSStream
 from hypercorn.trio.task_group import TaskGroup
 from hypercorn.trio.tcp_server import TCPServer
@@ -41,7 +41,9 @@ from hypercorn.typing import AppWrapper, ConnectionState
 from hypercorn.utils import parse_socket_addr, wrap_app
 from starlette.types import ASGIApp
 
-__all__ = ["ConnectionLimits", "serve_connections"]
+from sandboxrt.gateway.front import Front, GoneError
+
+__all__ = ["ConnectionLimits", "SideDoor", "serve_connections"]
 
 _log = logging.getLogger("sandboxrt.server")
 _MAX_RECV = 2**16
@@ -80,11 +82,24 @@ class ConnectionLimits:
     drain_s: float = 10.0
 
 
+class SideDoor(Protocol):
+    """Takes some of the requests before the application sees them, with the bytes of their connection."""
+
+    def takes(self, request: h11.Request) -> bool:
+        """Whether a request is for it."""
+        ...
+
+    async def serve(self, front: Front, request: h11.Request) -> bool:
+        """Answer a request; whether the connection is good for another one."""
+        ...
+
+
 async def serve_connections(
     app: ASGIApp,
     listeners: Sequence[trio.SocketListener],
     *,
     stopping: trio.Event,
+    side_door: SideDoor | None = None,
     limits: ConnectionLimits | None = None,
     tls: ssl.SSLContext | None = None,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
@@ -93,7 +108,7 @@ async def serve_connections(
 
     Cancellation: Everything is dropped at once.
     """
-    server = _Server(app, limits or ConnectionLimits(), tls)
+    server = _Server(app, limits or ConnectionLimits(), tls, side_door)
     async with trio.open_nursery() as connections:
         async with trio.open_nursery() as accepting:
             accepting.start_soon(
@@ -109,8 +124,11 @@ async def serve_connections(
 class _Server:
     """What the connections of a server share."""
 
-    def __init__(self, app: ASGIApp, limits: ConnectionLimits, tls: ssl.SSLContext | None) -> None:
+    def __init__(
+        self, app: ASGIApp, limits: ConnectionLimits, tls: ssl.SSLContext | None, side_door: SideDoor | None
+    ) -> None:
         self.limits = limits
+        self._side_door = side_door
         self.context = WorkerContext(None)
         self._tls = tls
         self._open = 0
@@ -135,7 +153,7 @@ class _Server:
         try:
             _watch_peer(stream.socket, self.limits.vanished_s)
             guarded: Any = stream if self._tls is None else self._encrypted(stream)
-            await _Connection(self._app, self._config, self.context, guarded, self.limits).run()
+            await _Connection(self._app, self._config, self.context, guarded, self.limits, self._side_door).run()
         except* trio.Cancelled:
             raise
         except* _RefusedError:
@@ -158,11 +176,26 @@ class _RefusedError(Exception):
 class _Http11(H11Protocol):
     """HTTP/1.1 and WebSockets alone."""
 
+    guard: _Connection
+    """Whose protocol it is."""
+
+    @property
+    def at_rest(self) -> bool:
+        """Whether no part of a request is here."""
+        connection = self.connection
+        if not isinstance(connection, h11.Connection) or connection.their_state is not h11.IDLE:
+            return False
+        return not connection.trailing_data[0]
+
     async def _check_protocol(self, event: h11.Request) -> None:
         if event.http_version not in (b"1.0", b"1.1"):
             raise _RefusedError
 
     async def _create_stream(self, request: h11.Request) -> None:
+        side_door = self.guard.side_door
+        if side_door is not None and isinstance(self.connection, h11.Connection) and side_door.takes(request):
+            await self._step_aside(side_door, self.connection, request)
+            return
         headers = [(name, value) for name, value in request.headers if name != b"sec-websocket-extensions"]
         if len(headers) < len(request.headers):
             # Compression is declined by not seeing its offer. It takes this thread some milliseconds for each frame of
@@ -171,6 +204,17 @@ class _Http11(H11Protocol):
                 method=request.method, headers=headers, target=request.target, http_version=request.http_version
             )
         await super()._create_stream(request)
+
+    async def _step_aside(self, side_door: SideDoor, connection: h11.Connection, request: h11.Request) -> None:
+        """Leave the connection to the side door for one request; it reads and sends by itself meanwhile."""
+        peer = self.client[0] if self.client else ""
+        front = Front(connection, self.guard.read_aside, self.guard.send_aside, peer)
+        self.keep_alive_requests += 1
+        if await side_door.serve(front, request) and not self.context.terminated.is_set():
+            await self.send(Updated(idle=True))
+        else:
+            self.connection = _Ended()
+            await self.send(Closed())
 
     async def stream_send(self, event: StreamEvent) -> None:
         """What a request's stream sends; a WebSocket that was refused ends its connection."""
@@ -181,14 +225,32 @@ class _Http11(H11Protocol):
             await self.send(Closed())
 
 
+class _Ended(H11WSConnection):
+    """The state of a connection that is over: whatever still comes means nothing."""
+
+    def __init__(self) -> None:
+        self.buffer = bytearray()
+
+    def receive_data(self, data: bytes) -> None:
+        """Pass over it."""
+
+
 class _Connection(TCPServer):
     """One connection, guarded."""
 
     def __init__(
-        self, app: AppWrapper, config: Config, context: WorkerContext, stream: Any, limits: ConnectionLimits
+        self,
+        app: AppWrapper,
+        config: Config,
+        context: WorkerContext,
+        stream: Any,
+        limits: ConnectionLimits,
+        side_door: SideDoor | None,
     ) -> None:
         super().__init__(app, config, context, ConnectionState({}), stream)
         self.stream: Any = stream
+        self.side_door = side_door
+        self._http: _Http11
         self._limits = limits
         self._scope = trio.CancelScope()
         self._idle = True
@@ -211,7 +273,7 @@ class _Connection(TCPServer):
             with self._scope:
                 async with TaskGroup() as task_group:
                     self._task_group = task_group
-                    self.protocol = _Http11(  # type: ignore[assignment]
+                    self.protocol = protocol = _Http11(  # type: ignore[assignment]
                         self.app,
                         self.config,
                         self.context,
@@ -222,7 +284,9 @@ class _Connection(TCPServer):
                         server,
                         self.protocol_send,
                     )
+                    protocol.guard = self
                     await self.idle_task.restart(task_group, self._idle_timeout)
+                    self._http = protocol
                     await self._read_data()
         finally:
             await self._close()
@@ -257,6 +321,19 @@ class _Connection(TCPServer):
             if not sent:
                 self._drop()
 
+    async def read_aside(self) -> bytes:
+        """The next bytes, for a side door; the reader waits for it meanwhile."""
+        try:
+            return bytes(await self.stream.receive_some(_MAX_RECV))
+        except _BROKEN:
+            return b""
+
+    async def send_aside(self, data: bytes) -> None:
+        """Send bytes for a side door. Raises ``GoneError`` when nobody is there to take them."""
+        await self._send(data)
+        if self._unheard or self._dropped:
+            raise GoneError
+
     async def _read_data(self) -> None:
         deadline = math.inf
         while True:
@@ -270,7 +347,7 @@ class _Connection(TCPServer):
             await self.protocol.handle(RawData(bytes(data)))
             if not data:
                 break
-            if not self._idle:
+            if not self._idle or self._http.at_rest:
                 deadline = math.inf
             elif deadline == math.inf:
                 deadline = trio.current_time() + self._limits.header_s

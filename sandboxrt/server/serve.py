@@ -12,6 +12,7 @@ import contextlib
 import ipaddress
 import logging
 import os
+import re
 import ssl
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -26,15 +27,20 @@ from sandboxrt.engine.base import Engine
 from sandboxrt.errors import SandboxClientError, ValidationError
 from sandboxrt.host.config import HostConfig
 from sandboxrt.host.host import HostState, open_host
+from sandboxrt.protocol.service_urls import ServiceSite
 from sandboxrt.server.app import App, AppSettings
 from sandboxrt.server.auth import Authenticator, EveryoneIsDefault, KeyAuthenticator
 from sandboxrt.server.guarded import ConnectionLimits, serve_connections
-from sandboxrt.store import KeyRecords, Store
+from sandboxrt.store import KeyRecords, LinkKeys, Store
 
 __all__ = ["RunningServer", "ServerSettings", "open_server"]
 
 _log = logging.getLogger("sandboxrt.server")
 _BACKLOG: Final = 1024
+_DOMAIN: Final = re.compile(
+    r"(?:[A-Za-z0-9](?:[A-Za-z0-9-]*[A-Za-z0-9])?\.)*[A-Za-z][A-Za-z0-9-]*(?::[1-9][0-9]{0,4})?"
+)
+_MAX_DOMAIN: Final = 200
 
 
 @attrs.frozen(kw_only=True)
@@ -45,6 +51,8 @@ class ServerSettings:
         bind: Address to listen on.
         port: Port; 0 takes a free one.
         public_url: How clients reach it; ``http(s)://bind:port`` where left out.
+        service_domain: Services and download links get origins below it, ``DOMAIN`` or ``DOMAIN:PORT``, of
+            ``public_url``'s scheme and port; ``localhost`` and the port listened on where left out.
         certificate: PEM file of its certificate and those above it; ``None`` means plain HTTP.
         private_key: PEM file of its private key.
         insecure_http: Allow plain HTTP on addresses that are not this machine's alone; for a proxy in front.
@@ -57,6 +65,7 @@ class ServerSettings:
     bind: str = "127.0.0.1"
     port: int = 8080
     public_url: str | None = None
+    service_domain: str | None = None
     certificate: Path | None = None
     private_key: Path | None = None
     insecure_http: bool = False
@@ -90,6 +99,30 @@ class ServerSettings:
             raise ValidationError(
                 f"--public-url must be like https://sandboxes.example.com, not {self.public_url!r}", "public_url"
             )
+
+        self._check_domain()
+
+    def _check_domain(self) -> None:
+        if self.service_domain is None:
+            return
+        domain, _, port = self.service_domain.partition(":")
+        if not _DOMAIN.fullmatch(self.service_domain) or len(domain) > _MAX_DOMAIN or (port and int(port) > 65535):
+            raise ValidationError(
+                f"--service-domain must be like services.example.com, not {self.service_domain!r}; every name below it "
+                "must lead to this server",
+                "service_domain",
+            )
+
+    def site(self, url: str, port: int) -> ServiceSite:
+        """Where the services of a server are that clients reach at ``url`` and that listens on ``port``."""
+        if self.service_domain is None:
+            # These names mean the machine itself, so a proxy that stands elsewhere cannot be in between.
+            return ServiceSite(base_url=url, domain="localhost", port=port)
+        domain, _, given = self.service_domain.lower().partition(":")
+        parts = urlsplit(url)
+        return ServiceSite(
+            base_url=url, domain=domain, port=int(given or parts.port or (443 if parts.scheme == "https" else 80))
+        )
 
 
 @attrs.frozen
@@ -129,9 +162,9 @@ async def open_server(
     settings.check()
     tls = _tls(settings)
     async with contextlib.AsyncExitStack() as stack:
+        store = await stack.enter_async_context(Store.open(settings.host.state_dir))
         authenticator: Authenticator = EveryoneIsDefault(settings.public_url)
         if not settings.insecure_no_auth:
-            store = await stack.enter_async_context(Store.open(settings.host.state_dir))
             authenticator = KeyAuthenticator(KeyRecords(store))
         listeners = await _listen(settings.bind, settings.port)
         for listener in listeners:
@@ -141,9 +174,11 @@ async def open_server(
         auth_file = settings.app.auth_file or await trio.to_thread.run_sync(_no_credentials, settings.host.state_dir)
         config = attrs.evolve(settings.host, keep=True)
         host = await stack.enter_async_context(open_host(config, engine=engine, state=state))
-        app = App(host, authenticator, attrs.evolve(settings.app, public_url=url.rstrip("/"), auth_file=auth_file))
+        url = url.rstrip("/")
+        told = attrs.evolve(settings.app, public_url=url, site=settings.site(url, port), auth_file=auth_file)
+        app = App(host, authenticator, told, LinkKeys(store))
         await stack.enter_async_context(_serving(app, listeners, settings.connections, tls))
-        yield RunningServer(url.rstrip("/"), port, app, app.stopping)
+        yield RunningServer(url, port, app, app.stopping)
 
 
 @contextlib.asynccontextmanager
@@ -157,7 +192,13 @@ async def _serving(
 
             async def serve(task_status: trio.TaskStatus[None]) -> None:
                 await serve_connections(
-                    app, listeners, stopping=app.stopping, limits=limits, tls=tls, task_status=task_status
+                    app,
+                    listeners,
+                    stopping=app.stopping,
+                    side_door=app.side_door,
+                    limits=limits,
+                    tls=tls,
+                    task_status=task_status,
                 )
                 ended.set()
 

@@ -224,9 +224,7 @@ async def test_what_is_not_there_yet(tmp_path: Path) -> None:
     async with site(tmp_path) as here:
         await here.box()
         for method, path in (
-            ("POST", "/boxes/box/service-url"),
             ("GET", "/boxes/box/service-urls"),
-            ("POST", "/boxes/box/download-url"),
             ("GET", "/registries"),
             ("PATCH", "/registries/x"),
         ):

@@ -1,0 +1,132 @@
+"""A client's connection to the gateway, one request at a time.
+
+Source: ours; what HTTP/1.1 is, h11 knows.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, Final
+
+import h11
+import trio
+
+__all__ = ["Front", "GoneError"]
+
+_DRAIN_BYTES: Final = 16 * 1024**2
+_DRAIN_S: Final = 2.0
+
+
+class GoneError(Exception):
+    """The client went away, or stopped, in the middle of its request."""
+
+
+class Front:
+    """One client.
+
+    Args:
+        connection: The state of its connection, as its server's side.
+        receive: Its next bytes; ``b""`` once there will be none.
+        send: Sends it bytes. Whoever gives it sees to it that a client that takes nothing does not hold it up for ever.
+        peer: The client's address.
+    """
+
+    def __init__(
+        self,
+        connection: h11.Connection,
+        receive: Callable[[], Awaitable[bytes]],
+        send: Callable[[bytes], Awaitable[None]],
+        peer: str,
+    ) -> None:
+        self.connection = connection
+        self.peer = peer
+        self.is_head = False
+        """Whether the request wants no body back."""
+        self.sent_bytes = 0
+        self.status = 0
+        self.receive = receive
+        self._send = send
+
+    @property
+    def started(self) -> bool:
+        """Whether an answer has begun."""
+        return self.connection.our_state is not h11.SEND_RESPONSE
+
+    @property
+    def unread(self) -> bool:
+        """Whether some of the request's body has not been taken yet."""
+        return self.connection.their_state is h11.SEND_BODY
+
+    async def event(self, stall_s: float) -> Any:
+        """The next event of the request.
+
+        Args:
+            stall_s: How long nothing may come.
+
+        Raises:
+            GoneError: It breaks off, stalls, or is no HTTP.
+        """
+        while True:
+            try:
+                event = self.connection.next_event()
+                if event is not h11.NEED_DATA:
+                    return event
+                with trio.fail_after(stall_s):
+                    data = await self.receive()
+                self.connection.receive_data(data)
+            except (h11.RemoteProtocolError, trio.TooSlowError) as error:
+                raise GoneError from error
+
+    async def watch(self) -> None:
+        """Return when the client goes away. What else it sends meanwhile is kept, up to one read."""
+        while data := await self.receive():
+            self.connection.receive_data(data)
+            if len(self.connection.trailing_data[0]) > _DRAIN_BYTES // 16:
+                await trio.sleep_forever()
+
+    async def send(self, event: Any) -> None:
+        """Send a part of the answer."""
+        if isinstance(event, h11.Response | h11.InformationalResponse):
+            self.status = event.status_code
+        elif isinstance(event, h11.Data):
+            self.sent_bytes += len(event.data)
+        if data := self.connection.send(event):
+            await self._send(data)
+
+    async def send_raw(self, data: bytes) -> None:
+        """Send bytes, once the connection has changed its protocol."""
+        self.sent_bytes += len(data)
+        await self._send(data)
+
+    async def invite_body(self) -> None:
+        """Tell a client that waits for it that its body is welcome."""
+        if self.connection.they_are_waiting_for_100_continue:
+            await self.send(h11.InformationalResponse(status_code=100, headers=[]))
+
+    async def answer(self, status: int, headers: Sequence[tuple[bytes, bytes]], body: bytes) -> None:
+        """Send a whole answer of our own; without its body where none is wanted."""
+        headers = [*headers, (b"Content-Length", str(len(body)).encode())]
+        if self.unread:
+            headers.append((b"Connection", b"close"))
+        await self.send(h11.Response(status_code=status, headers=headers))
+        if not self.is_head:
+            await self.send(h11.Data(data=body))
+        await self.send(h11.EndOfMessage())
+
+    async def finish(self) -> bool:
+        """End the exchange; whether the connection is good for another request."""
+        connection = self.connection
+        if connection.our_state is h11.DONE and connection.their_state is h11.DONE:
+            connection.start_next_cycle()
+            return True
+        if connection.our_state in (h11.DONE, h11.MUST_CLOSE) and self.unread:
+            await self._drain()
+        return False
+
+    async def _drain(self) -> None:
+        """Take some of a body that nobody wants: a client that is cut off while it sends may not read the answer."""
+        taken = 0
+        with trio.move_on_after(_DRAIN_S), contextlib.suppress(GoneError):
+            while taken < _DRAIN_BYTES and isinstance(event := await self.event(_DRAIN_S), h11.Data):
+                taken += len(event.data)
