@@ -6,6 +6,7 @@ from sandboxrt._version import __version__
 from sandboxrt.client.client import AsyncSandboxClient
 from sandboxrt.client.command import AsyncCommandHandle, AsyncOutputIterator
 from sandboxrt.client.sandbox import AsyncSandbox, AsyncSandboxCreation
+from sandboxrt.client.service import AsyncServiceURL
 from sandboxrt.errors import (
     ClientClosedError,
     CommandNotFoundError,
@@ -39,6 +40,7 @@ from sandboxrt.errors import (
 from sandboxrt.models import (
     DEFAULT_LIMITS,
     DEFAULT_REQUIRE,
+    DownloadURL,
     ExecutionResult,
     Isolation,
     IsolationFinding,
@@ -49,7 +51,7 @@ from sandboxrt.models import (
     RunConfig,
     Snapshot,
 )
-from sandboxrt.sync import CommandHandle, OutputIterator, Sandbox, SandboxClient
+from sandboxrt.sync import CommandHandle, OutputIterator, Sandbox, SandboxClient, ServiceURL
 
 __all__ = [
     "DEFAULT_LIMITS",
@@ -59,11 +61,13 @@ __all__ = [
     "AsyncSandbox",
     "AsyncSandboxClient",
     "AsyncSandboxCreation",
+    "AsyncServiceURL",
     "ClientClosedError",
     "CommandHandle",
     "CommandNotFoundError",
     "CommandTimeoutError",
     "DataplaneNotConfiguredError",
+    "DownloadURL",
     "EngineUnavailableError",
     "ExecutionResult",
     "Isolation",
@@ -94,6 +98,7 @@ __all__ = [
     "SandboxOperationError",
     "SandboxRetryableConnectionError",
     "SandboxServerReloadError",
+    "ServiceURL",
     "Snapshot",
     "TunnelConnectionRefusedError",
     "TunnelError",

@@ -34,6 +34,8 @@ WORDS = (
     (r"\bawait ", ""),
     (r"\baclose\b", "close"),
     (r"\bany number of tasks\b", "any number of threads"),
+    (r"``get_(\w+)``", r"``\1``"),
+    (r":meth:`get_(\w+)`", r"``\1``"),
     (r"\bOne task at a time\b", "One thread at a time"),
     (r"\bCancellation: ", "Interruption: "),
 )
@@ -222,8 +224,15 @@ class Writer:
         if root:
             assert constructor is not None
             lines += self._constructor(constructor, inner)
+        fetched = _fetched(node) if self.sync else {}
         for member in node.body:
-            if isinstance(member, Function) and not (root and member.name in ("__aenter__", "__aexit__", "aclose")):
+            if isinstance(member, Function) and member.name in fetched:
+                lines += self._property(member.name, fetched[member.name])
+            elif (
+                isinstance(member, Function)
+                and member not in fetched.values()
+                and not (root and member.name in ("__aenter__", "__aexit__", "aclose"))
+            ):
                 lines += self._method(member, f"{source.name}.{node.name}.{member.name}")
         return "\n".join(lines) + "\n"
 
@@ -255,6 +264,17 @@ class Writer:
         if "overload" in decorators:
             return [*lines, f"{signature} ...", ""]
         return [*lines, signature, *self._doc(node, "        "), *(f"        {line}" for line in body), ""]
+
+    def _property(self, name: str, getter: Function) -> list[str]:
+        """A property that waits for what the trio client has ``get_...`` for."""
+        assert getter.returns is not None
+        return [
+            "    @property",
+            f"    def {name}(self) -> {self._annotation(getter.returns)}:",
+            *self._doc(getter, "        "),
+            f"        return {self._called(f'self._inner.{getter.name}()')}",
+            "",
+        ]
 
     def _await(self, node: Function) -> list[str]:
         become = self._annotation(_awaited(node))
@@ -418,6 +438,16 @@ def _awaited(method: Function) -> ast.expr:
     """``X`` of ``def __await__(self) -> Generator[Any, Any, X]``."""
     assert isinstance(method.returns, ast.Subscript) and isinstance(method.returns.slice, ast.Tuple)
     return method.returns.slice.elts[2]
+
+
+def _fetched(node: ast.ClassDef) -> dict[str, Function]:
+    """The properties of which the class has a coroutine too, ``get_`` and the name, that brings them up to date."""
+    methods = {member.name: member for member in node.body if isinstance(member, Function)}
+    return {
+        name: methods[f"get_{name}"]
+        for name, member in methods.items()
+        if f"get_{name}" in methods and "property" in {ast.unparse(decorator) for decorator in member.decorator_list}
+    }
 
 
 def _keywords_only(constructor: Function) -> bool:

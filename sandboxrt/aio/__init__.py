@@ -8,6 +8,7 @@ from __future__ import annotations
 from sandboxrt.aio.client import AsyncSandboxClient
 from sandboxrt.aio.command import AsyncCommandHandle, AsyncOutputIterator
 from sandboxrt.aio.sandbox import AsyncSandbox, AsyncSandboxCreation
+from sandboxrt.aio.service import AsyncServiceURL
 from sandboxrt.errors import (
     ClientClosedError,
     CommandNotFoundError,
@@ -41,6 +42,7 @@ from sandboxrt.errors import (
 from sandboxrt.models import (
     DEFAULT_LIMITS,
     DEFAULT_REQUIRE,
+    DownloadURL,
     ExecutionResult,
     Isolation,
     IsolationFinding,
@@ -60,10 +62,12 @@ __all__ = [
     "AsyncSandbox",
     "AsyncSandboxClient",
     "AsyncSandboxCreation",
+    "AsyncServiceURL",
     "ClientClosedError",
     "CommandNotFoundError",
     "CommandTimeoutError",
     "DataplaneNotConfiguredError",
+    "DownloadURL",
     "EngineUnavailableError",
     "ExecutionResult",
     "Isolation",

@@ -10,11 +10,12 @@ from types import TracebackType
 from typing import Any, Literal, Self, overload
 
 from sandboxrt.aio.command import AsyncCommandHandle
+from sandboxrt.aio.service import AsyncServiceURL
 from sandboxrt.bridge.loops import AsyncioFacade
 from sandboxrt.client import command as _trio_command
 from sandboxrt.client import sandbox as _trio_sandbox
 from sandboxrt.client.callbacks import OutputCallback
-from sandboxrt.models import ExecutionResult, IsolationReport, RunConfig, Snapshot
+from sandboxrt.models import DownloadURL, ExecutionResult, IsolationReport, RunConfig, Snapshot
 
 __all__ = ["AsyncSandbox", "AsyncSandboxCreation"]
 
@@ -317,6 +318,54 @@ class AsyncSandbox(AsyncioFacade[_trio_sandbox.AsyncSandbox]):
             SandboxNotReadyError: The sandbox is not ready.
         """
         return await self._call(lambda: self._inner.read(path, timeout=timeout, headers=headers))
+
+    async def service(
+        self, port: int, *, expires_in_seconds: int = 600, headers: Mapping[str, str] | None = None
+    ) -> AsyncServiceURL:
+        """An HTTP service on a port inside, reached without a tunnel.
+
+        Args:
+            port: The service's port, 1 to 65535. Nothing need listen there yet.
+            expires_in_seconds: Life of each token, 1 to 86400; new ones are fetched in time.
+            headers: Sent to a server with this call and with those for new tokens; of no effect when embedded.
+
+        Raises:
+            ValueError: A number out of range.
+            ResourceNotFoundError: The sandbox is gone.
+
+        Source: protocol.md §2.6, §6.
+        """
+        return AsyncServiceURL._of(
+            await self._call(lambda: self._inner.service(port, expires_in_seconds=expires_in_seconds, headers=headers)),
+            self._portal,
+        )
+
+    async def generate_download_url(
+        self,
+        path: str,
+        *,
+        expires_in_seconds: int | None = None,
+        content_type: str | None = None,
+        content_disposition: Literal["attachment", "inline"] | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> DownloadURL:
+        """A link to a file in it; see :meth:`~sandboxrt.AsyncSandboxClient.generate_download_url`.
+
+        Raises:
+            ValueError: An argument that cannot be.
+            ResourceNotFoundError: The sandbox is gone.
+
+        Source: protocol.md §2.7.
+        """
+        return await self._call(
+            lambda: self._inner.generate_download_url(
+                path,
+                expires_in_seconds=expires_in_seconds,
+                content_type=content_type,
+                content_disposition=content_disposition,
+                headers=headers,
+            )
+        )
 
     async def stop(self, *, headers: Mapping[str, str] | None = None) -> None:
         """End all that runs in it, politely (SIGTERM, a few seconds, SIGKILL); its files stay. Idempotent.

@@ -19,12 +19,23 @@ from sandboxrt.client.creation import Creator, check_ttl
 from sandboxrt.client.leases import LEASE_S, LeaseKeeper
 from sandboxrt.client.owner import Owner
 from sandboxrt.client.sandbox import AsyncSandbox, AsyncSandboxCreation
+from sandboxrt.client.service import AsyncServiceURL
+from sandboxrt.client.service_calls import download_request, open_service
 from sandboxrt.client.transport.base import Transport
 from sandboxrt.client.transport.http import HttpTransport
 from sandboxrt.client.transport.local import HostConfig, LocalTransport
 from sandboxrt.engine.base import Engine
 from sandboxrt.errors import ClientClosedError
-from sandboxrt.models import DEFAULT_LIMITS, DEFAULT_REQUIRE, Isolation, Limits, ResourceStatus, RunConfig, Snapshot
+from sandboxrt.models import (
+    DEFAULT_LIMITS,
+    DEFAULT_REQUIRE,
+    DownloadURL,
+    Isolation,
+    Limits,
+    ResourceStatus,
+    RunConfig,
+    Snapshot,
+)
 from sandboxrt.protocol.rest import CaptureSnapshot, CreateSandbox, CreateSnapshot, UpdateSandbox
 
 __all__ = ["AsyncSandboxClient"]
@@ -292,6 +303,54 @@ class AsyncSandboxClient:
         Source: protocol.md §2.4.
         """
         await self._transport(headers).stop_sandbox(name)
+
+    async def service(
+        self, name: str, port: int, *, expires_in_seconds: int = 600, headers: Mapping[str, str] | None = None
+    ) -> AsyncServiceURL:
+        """An HTTP service on a port inside a sandbox, reached without a tunnel.
+
+        Args:
+            name: The sandbox's name.
+            port: The service's port, 1 to 65535. Nothing need listen there yet.
+            expires_in_seconds: Life of each token, 1 to 86400; new ones are fetched in time.
+            headers: For a server.
+
+        Raises:
+            ValueError: A number out of range.
+            ResourceNotFoundError: There is no such sandbox.
+
+        Source: protocol.md §2.6, §6.
+        """
+        return await open_service(self._open_owner(), name, port, expires_in_seconds, headers)
+
+    async def generate_download_url(
+        self,
+        name: str,
+        path: str,
+        *,
+        expires_in_seconds: int | None = None,
+        content_type: str | None = None,
+        content_disposition: Literal["attachment", "inline"] | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> DownloadURL:
+        """A link to a file in a sandbox: whoever has it gets the file as it is then, without a key.
+
+        Args:
+            name: The sandbox's name.
+            path: The file; it need not be there yet.
+            expires_in_seconds: How long the link is good; ``None`` = as long as the sandbox is there.
+            content_type: What the file is; guessed from its name where left out.
+            content_disposition: Whether a browser saves it, which it does where this is left out, or shows it.
+            headers: For a server.
+
+        Raises:
+            ValueError: An argument that cannot be.
+            ResourceNotFoundError: There is no such sandbox.
+
+        Source: protocol.md §2.7.
+        """
+        request = download_request(path, expires_in_seconds, content_type, content_disposition)
+        return await self._transport(headers).download_url(name, request)
 
     # -- snapshots ---------------------------------------------------------------------------------------------------
 

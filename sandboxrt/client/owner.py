@@ -32,6 +32,11 @@ class Owner:
         except trio.RunFinishedError:
             pass  # the run is over, and with it everything that the work was about
 
+    @property
+    def closed(self) -> bool:
+        """Whether it takes no more work."""
+        return self._closed
+
     def close(self) -> None:
         """Take no more work."""
         self._closed = True

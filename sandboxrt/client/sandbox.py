@@ -15,9 +15,11 @@ from sandboxrt.client.captures import capture_and_wait
 from sandboxrt.client.command import AsyncCommandHandle
 from sandboxrt.client.leases import LeaseKeeper
 from sandboxrt.client.owner import Owner
+from sandboxrt.client.service import AsyncServiceURL
+from sandboxrt.client.service_calls import download_request, open_service
 from sandboxrt.client.session import CommandSession, new_command_id
 from sandboxrt.errors import SandboxClientError, SandboxNotReadyError, SandboxOperationError
-from sandboxrt.models import ExecutionResult, IsolationReport, OutputChunk, RunConfig, Snapshot
+from sandboxrt.models import DownloadURL, ExecutionResult, IsolationReport, OutputChunk, RunConfig, Snapshot
 from sandboxrt.protocol.exec import Execute
 from sandboxrt.protocol.rest import CaptureSnapshot, SandboxInfo
 
@@ -359,6 +361,44 @@ class AsyncSandbox:
         if scope.cancelled_caught:
             raise SandboxOperationError(f"{path} was not read within {timeout:g} s", "read", "Timeout")
         return data
+
+    async def service(
+        self, port: int, *, expires_in_seconds: int = 600, headers: Mapping[str, str] | None = None
+    ) -> AsyncServiceURL:
+        """An HTTP service on a port inside, reached without a tunnel.
+
+        Args:
+            port: The service's port, 1 to 65535. Nothing need listen there yet.
+            expires_in_seconds: Life of each token, 1 to 86400; new ones are fetched in time.
+            headers: Sent to a server with this call and with those for new tokens; of no effect when embedded.
+
+        Raises:
+            ValueError: A number out of range.
+            ResourceNotFoundError: The sandbox is gone.
+
+        Source: protocol.md §2.6, §6.
+        """
+        return await open_service(self._owner, self.name, port, expires_in_seconds, headers)
+
+    async def generate_download_url(
+        self,
+        path: str,
+        *,
+        expires_in_seconds: int | None = None,
+        content_type: str | None = None,
+        content_disposition: Literal["attachment", "inline"] | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> DownloadURL:
+        """A link to a file in it; see :meth:`~sandboxrt.AsyncSandboxClient.generate_download_url`.
+
+        Raises:
+            ValueError: An argument that cannot be.
+            ResourceNotFoundError: The sandbox is gone.
+
+        Source: protocol.md §2.7.
+        """
+        request = download_request(path, expires_in_seconds, content_type, content_disposition)
+        return await self._owner.transport.with_headers(headers).download_url(self.name, request)
 
     async def stop(self, *, headers: Mapping[str, str] | None = None) -> None:
         """End all that runs in it, politely (SIGTERM, a few seconds, SIGKILL); its files stay. Idempotent.

@@ -8,5 +8,6 @@ from __future__ import annotations
 from sandboxrt.sync.client import SandboxClient
 from sandboxrt.sync.command import CommandHandle, OutputIterator
 from sandboxrt.sync.sandbox import Sandbox
+from sandboxrt.sync.service import ServiceURL
 
-__all__ = ["CommandHandle", "OutputIterator", "Sandbox", "SandboxClient"]
+__all__ = ["CommandHandle", "OutputIterator", "Sandbox", "SandboxClient", "ServiceURL"]

@@ -13,8 +13,18 @@ from sandboxrt.bridge.blocking import BlockingClient
 from sandboxrt.bridge.portal import Portal
 from sandboxrt.client import client as _trio_client
 from sandboxrt.engine.base import Engine
-from sandboxrt.models import DEFAULT_LIMITS, DEFAULT_REQUIRE, Isolation, Limits, ResourceStatus, RunConfig, Snapshot
+from sandboxrt.models import (
+    DEFAULT_LIMITS,
+    DEFAULT_REQUIRE,
+    DownloadURL,
+    Isolation,
+    Limits,
+    ResourceStatus,
+    RunConfig,
+    Snapshot,
+)
 from sandboxrt.sync.sandbox import Sandbox
+from sandboxrt.sync.service import ServiceURL
 
 __all__ = ["SandboxClient"]
 
@@ -277,6 +287,65 @@ class SandboxClient(BlockingClient[_trio_client.AsyncSandboxClient]):
         Source: protocol.md §2.4.
         """
         self._call(lambda: self._inner.stop_sandbox(name, headers=headers))
+
+    def service(
+        self, name: str, port: int, *, expires_in_seconds: int = 600, headers: Mapping[str, str] | None = None
+    ) -> ServiceURL:
+        """An HTTP service on a port inside a sandbox, reached without a tunnel.
+
+        Args:
+            name: The sandbox's name.
+            port: The service's port, 1 to 65535. Nothing need listen there yet.
+            expires_in_seconds: Life of each token, 1 to 86400; new ones are fetched in time.
+            headers: For a server.
+
+        Raises:
+            ValueError: A number out of range.
+            ResourceNotFoundError: There is no such sandbox.
+
+        Source: protocol.md §2.6, §6.
+        """
+        return ServiceURL._of(
+            self._call(lambda: self._inner.service(name, port, expires_in_seconds=expires_in_seconds, headers=headers)),
+            self._portal,
+        )
+
+    def generate_download_url(
+        self,
+        name: str,
+        path: str,
+        *,
+        expires_in_seconds: int | None = None,
+        content_type: str | None = None,
+        content_disposition: Literal["attachment", "inline"] | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> DownloadURL:
+        """A link to a file in a sandbox: whoever has it gets the file as it is then, without a key.
+
+        Args:
+            name: The sandbox's name.
+            path: The file; it need not be there yet.
+            expires_in_seconds: How long the link is good; ``None`` = as long as the sandbox is there.
+            content_type: What the file is; guessed from its name where left out.
+            content_disposition: Whether a browser saves it, which it does where this is left out, or shows it.
+            headers: For a server.
+
+        Raises:
+            ValueError: An argument that cannot be.
+            ResourceNotFoundError: There is no such sandbox.
+
+        Source: protocol.md §2.7.
+        """
+        return self._call(
+            lambda: self._inner.generate_download_url(
+                name,
+                path,
+                expires_in_seconds=expires_in_seconds,
+                content_type=content_type,
+                content_disposition=content_disposition,
+                headers=headers,
+            )
+        )
 
     def create_snapshot(
         self,

@@ -5,9 +5,19 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Mapping
 from typing import Literal, Protocol
 
-from sandboxrt.models import IsolationReport, ResourceStatus, Snapshot
+import httpx
+
+from sandboxrt.models import DownloadURL, IsolationReport, ResourceStatus, Snapshot
 from sandboxrt.protocol.exec import ClientFrame, Execute, Reconnect, ServerFrame
-from sandboxrt.protocol.rest import CaptureSnapshot, CreateSandbox, CreateSnapshot, SandboxInfo, UpdateSandbox
+from sandboxrt.protocol.rest import (
+    CaptureSnapshot,
+    CreateDownloadLink,
+    CreateSandbox,
+    CreateSnapshot,
+    SandboxInfo,
+    ServiceGrant,
+    UpdateSandbox,
+)
 
 __all__ = ["Attachment", "Transport"]
 
@@ -123,6 +133,18 @@ class Transport(Protocol):
 
     async def write_file(self, sandbox: SandboxInfo, path: str, content: AsyncIterator[bytes]) -> None:
         """Put a file in place at once, its folders made."""
+        ...
+
+    async def service_url(self, name: str, port: int, expires_in_seconds: int) -> ServiceGrant:
+        """The right to talk to a service in a sandbox."""
+        ...
+
+    async def service_connections(self) -> httpx.AsyncBaseTransport:
+        """What carries requests to services, without any credentials. Closed with this transport, not before."""
+        ...
+
+    async def download_url(self, name: str, request: CreateDownloadLink) -> DownloadURL:
+        """A link to a file in a sandbox."""
         ...
 
     async def isolation(self, sandbox: SandboxInfo) -> IsolationReport:

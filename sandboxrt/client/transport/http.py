@@ -34,15 +34,22 @@ from sandboxrt.errors import (
     SandboxOperationError,
     ValidationError,
 )
-from sandboxrt.models import IsolationReport, ResourceStatus, Snapshot
+from sandboxrt.models import DownloadURL, IsolationReport, ResourceStatus, Snapshot
 from sandboxrt.protocol.exec import Execute, Reconnect
 from sandboxrt.protocol.isolation_wire import isolation_from_json
+from sandboxrt.protocol.links_wire import (
+    download_request_to_json,
+    download_url_from_json,
+    service_grant_from_json,
+)
 from sandboxrt.protocol.rest import (
     LEASE_HEADER,
     CaptureSnapshot,
+    CreateDownloadLink,
     CreateSandbox,
     CreateSnapshot,
     SandboxInfo,
+    ServiceGrant,
     UpdateSandbox,
 )
 from sandboxrt.protocol.rest_errors import Call, control_error, parse_error
@@ -286,6 +293,22 @@ class HttpTransport:
         )
         if not answer.is_success:
             raise dataplane_error(answer, "write")
+
+    async def service_url(self, name: str, port: int, expires_in_seconds: int) -> ServiceGrant:
+        """The right to talk to a service."""
+        body = {"port": port, "expires_in_seconds": expires_in_seconds}
+        answer = await self._control(Call.SANDBOX, "POST", _box(name) + "/service-url", json=body, subject=name)
+        return service_grant_from_json(answer)
+
+    async def service_connections(self) -> httpx.AsyncBaseTransport:
+        """Those of the API's requests too; nothing that one of them sends is sent with another."""
+        return self.requests.connections
+
+    async def download_url(self, name: str, request: CreateDownloadLink) -> DownloadURL:
+        """A link to a file."""
+        body = download_request_to_json(request)
+        answer = await self._control(Call.SANDBOX, "POST", _box(name) + "/download-url", json=body, subject=name)
+        return download_url_from_json(answer)
 
     async def isolation(self, sandbox: SandboxInfo) -> IsolationReport:
         """What isolation a sandbox really has; only servers of our kind say it."""

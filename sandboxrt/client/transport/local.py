@@ -7,14 +7,24 @@ from collections.abc import AsyncIterator, Mapping
 from typing import Literal
 
 import attrs
+import httpx
 
 from sandboxrt.client.transport.base import Attachment
 from sandboxrt.engine.base import Engine
+from sandboxrt.gateway.local import LocalServices
 from sandboxrt.host.config import HostConfig
 from sandboxrt.host.host import Host, open_host
-from sandboxrt.models import IsolationReport, ResourceStatus, Snapshot
+from sandboxrt.models import DownloadURL, IsolationReport, ResourceStatus, Snapshot
 from sandboxrt.protocol.exec import Execute, Reconnect
-from sandboxrt.protocol.rest import CaptureSnapshot, CreateSandbox, CreateSnapshot, SandboxInfo, UpdateSandbox
+from sandboxrt.protocol.rest import (
+    CaptureSnapshot,
+    CreateDownloadLink,
+    CreateSandbox,
+    CreateSnapshot,
+    SandboxInfo,
+    ServiceGrant,
+    UpdateSandbox,
+)
 
 __all__ = ["HostConfig", "LocalTransport"]
 
@@ -24,13 +34,14 @@ class LocalTransport:
     """Hands every call to the host as it is. Errors and cancellation are the host's."""
 
     host: Host
+    _services: LocalServices
 
     @classmethod
     @contextlib.asynccontextmanager
     async def open(cls, config: HostConfig, engine: Engine | None = None) -> AsyncIterator[LocalTransport]:
         """A transport to a host that lives as long as the block; its sandboxes go with it."""
-        async with open_host(config, engine=engine) as host:
-            yield cls(host)
+        async with open_host(config, engine=engine) as host, LocalServices.open(host) as services:
+            yield cls(host, services)
 
     @property
     def mode(self) -> Literal["embedded"]:
@@ -116,6 +127,20 @@ class LocalTransport:
     async def write_file(self, sandbox: SandboxInfo, path: str, content: AsyncIterator[bytes]) -> None:
         """Put a file in place."""
         await self.host.write_file(sandbox.id, path, content)
+
+    async def service_url(self, name: str, port: int, expires_in_seconds: int) -> ServiceGrant:
+        """The right to talk to a service, through a loopback port of this process."""
+        found = await self.host.get_sandbox(name)
+        return await (await self._services.links()).service(found.id, "", port, expires_in_seconds)
+
+    async def service_connections(self) -> httpx.AsyncBaseTransport:
+        """What carries requests to services."""
+        return await self._services.connections()
+
+    async def download_url(self, name: str, request: CreateDownloadLink) -> DownloadURL:
+        """A link to a file, likewise."""
+        found = await self.host.get_sandbox(name)
+        return await (await self._services.links()).download(found.id, "", request)
 
     async def isolation(self, sandbox: SandboxInfo) -> IsolationReport:
         """What isolation a sandbox really has."""

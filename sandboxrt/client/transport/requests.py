@@ -34,12 +34,14 @@ class Requests:
 
     Attributes:
         config: Which.
+        connections: What carries them.
         headers: Sent with each; names in lower case.
         tls: Whom to trust, for WebSockets too. Made once: reading the authorities takes many milliseconds.
     """
 
     config: RemoteConfig
     _http: httpx.AsyncClient
+    connections: httpx.AsyncBaseTransport
     headers: Mapping[str, str]
     tls: ssl.SSLContext
 
@@ -52,7 +54,7 @@ class Requests:
         tls = await trio.to_thread.run_sync(httpx.create_ssl_context)
         transport = httpx.AsyncHTTPTransport(limits=_POOL, verify=tls)
         async with httpx.AsyncClient(transport=transport, follow_redirects=False) as http:
-            yield cls(config, http, headers, tls)
+            yield cls(config, http, transport, headers, tls)
 
     def with_headers(self, headers: Mapping[str, str]) -> Requests:
         """The same with more headers, which take the place of those of the same name."""

@@ -1,0 +1,92 @@
+"""The classes of ``sandboxrt.client.service``, blocking.
+
+Generated from sandboxrt/client/service.py by tools/gen_facades.py: do not edit.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import httpx
+
+from sandboxrt.bridge.blocking import BlockingFacade
+from sandboxrt.client import service as _trio_service
+
+__all__ = ["ServiceURL"]
+
+
+class ServiceURL(BlockingFacade[_trio_service.AsyncServiceURL]):
+    """An HTTP service on a port inside a sandbox. Made by ``sandbox.service``; any number of threads may use it.
+
+    The token is replaced before it expires, whenever something here is used that has to do with it: half a minute
+    before, or for tokens that live no longer than that, in the last third of their life.
+
+    The helpers send the token with each request and nothing else of yours: not the API key, and no cookies of earlier
+    requests. They follow no redirects unless asked to, wait five seconds unless told otherwise (``timeout=``), return
+    an answer of any status, and raise the errors of ``httpx`` when there is none.
+
+    Source: protocol.md §7.8.
+    """
+
+    @property
+    def token(self) -> str:
+        """A good token, for the header ``X-Langsmith-Sandbox-Service-Token``.
+
+        Raises:
+            ResourceNotFoundError: The sandbox is gone.
+            SandboxConnectionError: The server could not be asked for a new one.
+        """
+        return self._call(self._inner.get_token)
+
+    @property
+    def service_url(self) -> str:
+        """The service's address for programs, which send the token with each request. Raises as ``token``."""
+        return self._call(self._inner.get_service_url)
+
+    @property
+    def browser_url(self) -> str:
+        """An address for a browser: it exchanges the token in it for a cookie. Raises as ``token``."""
+        return self._call(self._inner.get_browser_url)
+
+    @property
+    def expires_at(self) -> str:
+        """When the token expires, as an ISO-8601 time. Raises as ``token``."""
+        return self._call(self._inner.get_expires_at)
+
+    def request(self, method: str, path: str = "/", **kwargs: Any) -> httpx.Response:
+        """Send a request to the service, and read the whole answer.
+
+        Args:
+            method: The HTTP method.
+            path: Below the service's own root.
+            kwargs: What ``httpx.Client.request`` takes: ``json``, ``data``, ``content``, ``files``, ``params``,
+                ``headers``, ``cookies``, ``timeout``, ``follow_redirects``. A plain iterator as ``content`` is run in a
+                thread.
+
+        Raises:
+            httpx.HTTPError: There was no answer.
+            SandboxClientError: There is no good token, as ``token``.
+
+        Interruption: The connection is closed; whether the request was carried out is not known.
+        """
+        return self._call(lambda: self._inner.request(method, path, **kwargs))
+
+    def get(self, path: str = "/", **kwargs: Any) -> httpx.Response:
+        """HTTP GET; see :meth:`request`."""
+        return self._call(lambda: self._inner.get(path, **kwargs))
+
+    def post(self, path: str = "/", **kwargs: Any) -> httpx.Response:
+        """HTTP POST; see :meth:`request`."""
+        return self._call(lambda: self._inner.post(path, **kwargs))
+
+    def put(self, path: str = "/", **kwargs: Any) -> httpx.Response:
+        """HTTP PUT; see :meth:`request`."""
+        return self._call(lambda: self._inner.put(path, **kwargs))
+
+    def patch(self, path: str = "/", **kwargs: Any) -> httpx.Response:
+        """HTTP PATCH; see :meth:`request`."""
+        return self._call(lambda: self._inner.patch(path, **kwargs))
+
+    def delete(self, path: str = "/", **kwargs: Any) -> httpx.Response:
+        """HTTP DELETE; see :meth:`request`."""
+        return self._call(lambda: self._inner.delete(path, **kwargs))
