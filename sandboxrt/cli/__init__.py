@@ -13,6 +13,7 @@ from sandboxrt.cli.doctor import doctor
 from sandboxrt.cli.keys import keys
 from sandboxrt.cli.run import run
 from sandboxrt.cli.serve import serve
+from sandboxrt.cli.snapshot import snapshot
 
 __all__ = ["main"]
 
@@ -27,3 +28,4 @@ main.add_command(run)
 main.add_command(doctor)
 main.add_command(serve)
 main.add_command(keys)
+main.add_command(snapshot)

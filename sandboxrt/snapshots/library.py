@@ -39,6 +39,7 @@ from sandboxrt.protocol.rest import CaptureSnapshot, CreateSnapshot
 from sandboxrt.snapshots.captures import CaptureBuilder
 from sandboxrt.snapshots.content import CaptureSource, Phase, Progress, SnapshotConfig, SnapshotContent
 from sandboxrt.snapshots.disk import give_to_sandboxes, remove_tree
+from sandboxrt.snapshots.export import Exported, export_image
 from sandboxrt.snapshots.host import HOST_NAME, OWNERS, build_host, fingerprint
 from sandboxrt.snapshots.oci_images import ImageBuilder, check_reference
 from sandboxrt.store import SnapshotRow, Store, canonical_id, run_blocking
@@ -260,6 +261,24 @@ class SnapshotLibrary:
                 build.scope.cancel()
                 await build.done.wait()
             await self._discard(row.id)
+
+    async def export(self, snapshot_id: str, target: Path, *, tag: str) -> Exported:
+        """Write a snapshot, with what it lies on, as an OCI image; see :func:`sandboxrt.snapshots.export.export_image`.
+
+        Raises:
+            ResourceNotFoundError: There is no such snapshot.
+            SandboxNotReadyError: It is still being built, or failed.
+            ResourceInUseError: It lies on the built-in one of before a change of packages.
+        """
+        row, _ = await self._known(snapshot_id)
+        return await export_image(
+            await self.use(row.id),
+            target,
+            tag=tag,
+            name=row.name,
+            created_at=row.created_at,
+            limiter=self._disk,
+        )
 
     # -- what hosts ask for ------------------------------------------------------------------------------------------
 

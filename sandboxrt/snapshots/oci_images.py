@@ -32,15 +32,15 @@ from sandboxrt.snapshots.disk import give_to_sandboxes, namespace_prefix, remove
 from sandboxrt.snapshots.tools import ToolResult, run_tool
 from sandboxrt.store import run_blocking
 
-__all__ = ["Image", "ImageBuilder", "check_reference"]
+__all__ = ["MACHINES", "Image", "ImageBuilder", "check_reference"]
 
 _PLAIN: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/@\-\[\]]{0,1023}")
-_LOCAL: Final = ("oci:", "docker-archive:")
+_LOCAL: Final = ("oci:", "oci-archive:", "docker-archive:")
 _TICK_S: Final = 0.2
 _UNPACK_TRIES: Final = 4
 _CRASH: Final = "panic: "
 _MAX_JSON_BYTES: Final = 4 * 1024**2
-_MACHINES: Final = {
+MACHINES: Final = {
     "x86_64": "amd64",
     "aarch64": "arm64",
     "armv7l": "arm",
@@ -105,7 +105,7 @@ def _source(request: CreateSnapshot) -> _Source:
     if not _PLAIN.fullmatch(name):
         raise ValidationError(
             f"docker_image is no image reference: {text!r}"
-            " (it is NAME[:TAG], HOST/NAME[:TAG], oci:DIR[:TAG] or docker-archive:FILE)",
+            " (it is NAME[:TAG], HOST/NAME[:TAG], oci:DIR[:TAG], oci-archive:FILE or docker-archive:FILE)",
             "docker_image",
         )
     tls_verify = request.tls_verify
@@ -354,7 +354,7 @@ class ImageBuilder:
             config = _image_config(values.get("config") or {})
         except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
             raise ResourceCreationError(f"The image is broken: {error}", "snapshot", "ImagePull") from error
-        mine = _MACHINES.get(platform.machine(), platform.machine())
+        mine = MACHINES.get(platform.machine(), platform.machine())
         found = (values.get("os") or "linux", values.get("architecture") or mine)
         if found != ("linux", mine):
             raise ResourceCreationError(
