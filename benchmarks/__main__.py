@@ -17,7 +17,8 @@ import trio
 from benchmarks.contenders.bare import Bare
 from benchmarks.contenders.base import Contender
 from benchmarks.contenders.ours import Ours
-from benchmarks.contenders.podman import podman
+from benchmarks.contenders.podman import Podman, podman
+from benchmarks.keeping import captures, stop_and_start
 from benchmarks.memory import idle_footprint
 from benchmarks.neighbours import beside_neighbours
 from benchmarks.report import Measurement, Report
@@ -29,7 +30,7 @@ from sandboxrt.engine.probe import LAUNCH_SOURCE, HostProbe, probe_host
 from sandboxrt.snapshots.library import SnapshotLibrary
 from sandboxrt.store import Store
 
-EMBEDDED = ("create", "round_trip", "stream", "burst", "memory", "neighbours")
+EMBEDDED = ("create", "round_trip", "stream", "burst", "memory", "neighbours", "captures", "stop_start")
 STREAM_BYTES = 100_000_000
 STREAM = f"head -c {STREAM_BYTES} /dev/zero"
 DOCS = Path(__file__).parents[1] / "docs"
@@ -146,6 +147,18 @@ class Benchmarks:
         ours = self.contenders["sandboxrt"]
         assert isinstance(ours, Ours)
         return ours.on_trio(functools.partial(beside_neighbours, ours.client, self.rounds(5)))
+
+    def captures(self) -> list[Measurement]:
+        return captures(*self._keepers(), self.rounds(10))
+
+    def stop_start(self) -> list[Measurement]:
+        return stop_and_start(*self._keepers(), self.rounds(20))
+
+    def _keepers(self) -> tuple[Ours, Podman]:
+        ours, rival = self.contenders["sandboxrt"], self.contenders["podman"]
+        assert isinstance(ours, Ours)
+        assert isinstance(rival, Podman)
+        return ours, rival
 
 
 def _version(*argv: str) -> str:

@@ -126,7 +126,9 @@ class Podman:
         return done.first_byte_s
 
     def make(self, _number: int = 0) -> PodmanContainer:
-        done = run([*self.run_argv("--detach", "--log-driver=none"), "/bin/sleep", "infinity"])
+        # As the first process, sleep would not hear SIGTERM; nothing waits for it then when it is stopped.
+        options = ("--detach", "--log-driver=none", "--stop-signal=SIGKILL")
+        done = run([*self.run_argv(*options), "/bin/sleep", "infinity"])
         return PodmanContainer(self.argv, done.stdout.decode().strip())
 
     def remove(self, container: PodmanContainer) -> None:

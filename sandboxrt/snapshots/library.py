@@ -489,6 +489,7 @@ class SnapshotLibrary:
             made.copied.files,
             made.copied.used_bytes,
             "it was stopped" if paused_s is None else f"paused for {paused_s * 1000:.0f} ms",
+            extra={"paused_s": paused_s},
         )
         build.report(Progress(Phase.DONE, used_bytes, used_bytes, paused_s))
 
