@@ -11,10 +11,20 @@ import trio
 from sandboxrt.engine.base import ContainerSpec, Feature
 from sandboxrt.engine.oci import OciContainer, OciEngine
 from sandboxrt.engine.runtime_exec import ExecStrategy
+from sandboxrt.errors import SandboxNotReadyError
 from sandboxrt.host.command import CommandSettings
 from sandboxrt.host.config import HostConfig
 from sandboxrt.host.host import open_host
-from sandboxrt.testing.conformance import ALL_CASES, FILE_CASES, LIFECYCLE_CASES, SESSION_CASES, Case, cases_for
+from sandboxrt.protocol.rest import CaptureSnapshot, CreateSandbox
+from sandboxrt.testing.conformance import (
+    ALL_CASES,
+    CAPTURE_CASES,
+    FILE_CASES,
+    LIFECYCLE_CASES,
+    SESSION_CASES,
+    Case,
+    cases_for,
+)
 from tests.conformance.test_oci import children, leftovers
 
 pytestmark = [pytest.mark.container, pytest.mark.timeout(110)]
@@ -77,6 +87,23 @@ async def test_sessions_and_files(
     assert engine.declared == declared
     for name, error in failed.items():
         raise AssertionError(f"{name}, and {len(failed) - 1} more of {sorted(failed)}") from error
+    assert list(leftovers(tmp_path)) == []
+    assert children() <= before
+
+
+@pytest.mark.parametrize(("runtime", "declared"), [("runc", NATIVE), ("runsc", GUEST_KERNEL)])
+async def test_captures(runtime: str, declared: frozenset[Feature], tmp_path: Path) -> None:
+    """Those that the runtime can do; what runs and cannot be frozen is refused with the way out."""
+    before = children()
+    config = HostConfig(state_dir=tmp_path, runtime=runtime, command=CommandSettings(term_grace_s=0.3))
+    async with open_host(config) as host:
+        for case in cases_for(declared, CAPTURE_CASES).values():
+            await case(host)
+        if Feature.FREEZE not in declared:
+            await host.create_sandbox(CreateSandbox(name="runs"))
+            with pytest.raises(SandboxNotReadyError, match="Stop it first, then capture it"):
+                await host.capture_snapshot("runs", CaptureSnapshot(name="x"))
+            await host.delete_sandbox("runs")
     assert list(leftovers(tmp_path)) == []
     assert children() <= before
 

@@ -172,6 +172,13 @@ async def test_what_is_frozen_stands_still_and_goes_on(hierarchy: Hierarchy) -> 
                     while counter.stat().st_mtime_ns == stood:
                         await trio.sleep(0.01)
                 await groups.freeze()
+                file, text = groups.thawing
+                stood = counter.stat().st_mtime_ns
+                file.write_text(text)
+                with trio.fail_after(5):
+                    while counter.stat().st_mtime_ns == stood:
+                        await trio.sleep(0.01)
+                await groups.freeze()
                 await group.kill()
                 if hierarchy.unified is None:
                     # A v1 process dies when the whole sandbox runs again; ending a sandbox thaws it.

@@ -116,6 +116,7 @@ async def what_others_lie_on_is_not_deleted(driver: Driver) -> None:
 async def captures_that_cannot_be_are_refused(driver: Driver) -> None:
     """With the error that says what was wrong."""
     async with sandbox(driver) as name:
+        await driver.stop_sandbox(name)
         refused = await _raises(ValidationError, driver.capture_snapshot(name, CaptureSnapshot(name="")))
         assert refused.field == "name"
         refused = await _raises(ValidationError, driver.capture_snapshot(name, CaptureSnapshot(name="host")))
