@@ -116,8 +116,10 @@ class ServerSettings:
     def site(self, url: str, port: int) -> ServiceSite:
         """Where the services of a server are that clients reach at ``url`` and that listens on ``port``."""
         if self.service_domain is None:
-            # These names mean the machine itself, so a proxy that stands elsewhere cannot be in between.
-            return ServiceSite(base_url=url, domain="localhost", port=port)
+            # These names mean the machine itself, so no proxy that stands elsewhere can be in between.
+            parts = urlsplit(url)
+            near = parts.port if parts.port and is_loopback(parts.hostname or "") else port
+            return ServiceSite(base_url=url, domain="localhost", port=near)
         domain, _, given = self.service_domain.lower().partition(":")
         parts = urlsplit(url)
         return ServiceSite(

@@ -17,6 +17,7 @@ from tests.interop.clients import GENERATIONS, Answer, Driver, Environments
 from tests.interop.report import DOCUMENT, Outcome, render
 
 _START_S = 60
+APPLICATION = Path(__file__).parents[1] / "gateway" / "application.py"
 
 
 @attrs.frozen
@@ -59,6 +60,7 @@ def place(tmp_path_factory: pytest.TempPathFactory, registry: Registry) -> Itera
                 "snapshot_name": told["snapshot_name"],
                 "image": "tiny:1",
                 "missing_image": "nobody-made-this:1",
+                "application": APPLICATION.read_text(),
             },
         )
     finally:

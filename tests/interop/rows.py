@@ -78,9 +78,12 @@ ROWS: Final = {
         "socket closed before `started`",
         quirk="0.7.38 gives up with an error although the command runs; 0.11.1 too, unless the close was a clean one",
     ),
+    "37": Row("service URL: requests, refresh, cookie, WebSocket"),
+    "37 bad": Row("service URL: expired and wrong tokens, wrong ports, nobody there"),
     "38": Row("the context manager deletes, whatever happened"),
     "40 stat": Row("stat and read_range", _NEWEST),
     "40 search": Row("glob, ls, grep", _NEWEST),
+    "40 download": Row("download link", _NEWEST),
     "40 sse": Row("execution over server-sent events", _NEWEST),
     "40 run_config": Row("run_config of a sandbox and of a command", _NEWEST),
 }

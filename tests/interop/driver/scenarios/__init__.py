@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable
 
 from context import Context
 
-from scenarios import captures, commands, control, extras, faults, files, lifecycle, sessions
+from scenarios import captures, commands, control, extras, faults, files, lifecycle, services, sessions
 
 SCENARIOS: dict[str, Callable[[Context], Awaitable[None]]] = {
     **control.SCENARIOS,
@@ -17,4 +17,5 @@ SCENARIOS: dict[str, Callable[[Context], Awaitable[None]]] = {
     **faults.SCENARIOS,
     **files.SCENARIOS,
     **extras.SCENARIOS,
+    **services.SCENARIOS,
 }
