@@ -53,6 +53,7 @@ async def send_file(
     if request.method not in (b"GET", b"HEAD"):
         raise RefusalError(405, "MethodNotAllowed", "Only GET and HEAD are possible here", {"allow": "GET, HEAD"})
     claims = _claims(request, host, keys, now)
+    front.pass_over()
     try:
         await wake(claims.sandbox_id, claims.tenant)
         async with files.open_file(claims.sandbox_id, claims.path) as file:

@@ -106,6 +106,7 @@ class Front:
 
     async def answer(self, status: int, headers: Sequence[tuple[bytes, bytes]], body: bytes) -> None:
         """Send a whole answer of our own; without its body where none is wanted."""
+        self.pass_over()
         headers = [*headers, (b"Content-Length", str(len(body)).encode())]
         if self.unread:
             headers.append((b"Connection", b"close"))
@@ -113,6 +114,14 @@ class Front:
         if not self.is_head:
             await self.send(h11.Data(data=body))
         await self.send(h11.EndOfMessage())
+
+    def pass_over(self) -> None:
+        """Pass over what is here of a body that nobody wants, as far as that goes without waiting for more."""
+        try:
+            while self.unread and self.connection.next_event() is not h11.NEED_DATA:
+                pass
+        except h11.RemoteProtocolError as error:
+            raise GoneError from error
 
     async def finish(self) -> bool:
         """End the exchange; whether the connection is good for another request."""

@@ -78,4 +78,16 @@ async def _flood(stream: trio.SocketStream) -> None:
         await stream.send_all(bytes(64 * 1024))
 
 
-HABITS: Mapping[str, Habit] = MappingProxyType({"echo": _echo, "reverse": _reverse, "mute": _mute, "flood": _flood})
+async def _http(stream: trio.SocketStream) -> None:
+    head = b""
+    while b"\r\n\r\n" not in head:
+        data = await stream.receive_some()
+        if not data:
+            return
+        head += data
+    await stream.send_all(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(head), head))
+
+
+HABITS: Mapping[str, Habit] = MappingProxyType(
+    {"echo": _echo, "reverse": _reverse, "mute": _mute, "flood": _flood, "http": _http}
+)

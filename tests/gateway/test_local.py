@@ -1,0 +1,226 @@
+"""The gateway over a host with the fake engine: an embedded client's own port, lives of sandboxes, bounds."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+
+import h11
+import httpx
+import pytest
+import trio
+import trio.testing
+
+from sandboxrt.errors import ResourceNotFoundError
+from sandboxrt.gateway.exchange import ExchangeLimits
+from sandboxrt.gateway.front import Front
+from sandboxrt.gateway.gateway import Gateway, GatewaySettings
+from sandboxrt.gateway.links import FixedKeys, Links
+from sandboxrt.gateway.local import LocalServices
+from sandboxrt.host.connections import ConnectionSettings, PortRules
+from sandboxrt.host.host import Host
+from sandboxrt.protocol.exec import Execute
+from sandboxrt.protocol.rest import CreateDownloadLink, UpdateSandbox
+from sandboxrt.protocol.service_urls import ServiceSite
+from sandboxrt.protocol.tokens import TokenKey
+from sandboxrt.testing.conformance import converse
+from tests.host.conftest import OpenFake, fake_host
+from tests.host.test_connections import listening
+
+__all__ = ["fake_host"]
+
+TOKEN = "X-Langsmith-Sandbox-Service-Token"
+
+
+@asynccontextmanager
+async def linked(host: Host, port: int = 80) -> AsyncIterator[tuple[LocalServices, httpx.AsyncClient]]:
+    async with AsyncExitStack() as stack:
+        services = await stack.enter_async_context(LocalServices.open(host))
+        links = await services.links()
+        grant = await links.service((await host.get_sandbox("box")).id, "", port, 600)
+        client = httpx.AsyncClient(base_url=grant.service_url, headers={TOKEN: grant.token})
+        yield services, await stack.enter_async_context(client)
+
+
+async def test_an_embedded_clients_own_port(fake_host: OpenFake) -> None:
+    async with fake_host() as (host, _), listening(host, 80, "http"), linked(host) as (services, client):
+        answer = await client.get("/x?y")
+        assert answer.status_code == 200
+        assert answer.text.startswith("GET /x?y HTTP/1.1\r\n")
+        assert "token" not in answer.text.lower()
+        again = await (await services.links()).service((await host.get_sandbox("box")).id, "", 80, 600)
+        assert again.service_url == str(client.base_url), "one port for all links of a client"
+        assert (await client.get("/", headers={TOKEN: "x"})).status_code == 401
+        async with httpx.AsyncClient() as stranger:
+            root = str(client.base_url.join("/"))
+            for path in ("", "v2/sandboxes/boxes", "api/v2/sandboxes/svc/x/80/"):
+                assert (await stranger.get(root + path)).status_code == 404
+        assert (await client.get("/")).status_code == 200
+
+
+async def test_what_a_user_has_stopped_stays_stopped(fake_host: OpenFake) -> None:
+    async with fake_host() as (host, _), linked(host) as (_, client):
+        await host.stop_sandbox("box")
+        answer = await client.get("/")
+        assert answer.status_code == 503
+        assert answer.json()["detail"]["message"].startswith("Service is not reachable: Sandbox 'box' is not ready")
+        assert (await host.get_sandbox("box")).status == "stopped"
+        await host.start_sandbox("box")
+        assert (await client.get("/")).status_code == 502
+        await host.delete_sandbox("box")
+        assert (await client.get("/")).status_code == 404
+
+
+async def test_ports_that_the_host_excludes(fake_host: OpenFake) -> None:
+    settings = ConnectionSettings(ports=PortRules.parse("8000"))
+    async with fake_host(connections=settings) as (host, _), linked(host) as (_, client):
+        answer = await client.get("/")
+        assert answer.status_code == 403
+        assert answer.json()["detail"]["message"].startswith("Service is not reachable: Port 80 may not be reached")
+
+
+async def test_a_download_link(fake_host: OpenFake) -> None:
+    async with fake_host() as (host, _), linked(host) as (services, _):
+
+        async def content() -> AsyncIterator[bytes]:
+            yield b"0123456789"
+
+        await host.write_file("box", "/srv/data.txt", content())
+        links = await services.links()
+        box = (await host.get_sandbox("box")).id
+        made = await links.download(box, "", CreateDownloadLink(path="/srv/data.txt", expires_in_seconds=60))
+        url = httpx.URL(made.download_url)
+        assert url.host == f"dl--{box}.localhost"
+        async with httpx.AsyncClient(headers={"Host": url.netloc.decode()}) as client:
+            answer = await client.get(url.copy_with(host="127.0.0.1"), headers={"Range": "bytes=-3"})
+            assert (answer.status_code, answer.text) == (206, "789")
+
+
+class Visitor:
+    """A client without a socket."""
+
+    def __init__(self, request: bytes) -> None:
+        self.incoming = trio.testing.MemoryReceiveStream()
+        self.incoming.put_data(request)
+        self.got = b""
+        self.connection = h11.Connection(h11.SERVER)
+        self.front = Front(self.connection, self._receive, self._send, "192.0.2.1")
+
+    async def _receive(self) -> bytes:
+        return bytes(await self.incoming.receive_some(65536))
+
+    async def _send(self, data: bytes) -> None:
+        await trio.lowlevel.checkpoint()
+        self.got += data
+
+    async def served_by(self, gateway: Gateway) -> bool:
+        request = await self.front.event(10)
+        target = gateway.target_of(request)
+        assert target is not None
+        return await gateway.serve(self.front, request, target)
+
+
+@asynccontextmanager
+async def gated(host: Host, **settings: object) -> AsyncIterator[tuple[Gateway, str]]:
+    """A gateway, and the head of a request to port 80 that lacks its end."""
+    site = ServiceSite(base_url="http://127.0.0.1:1", domain="localhost", port=1)
+    keys = FixedKeys(TokenKey("k", bytes(32)))
+    box = (await host.get_sandbox("box")).id
+    grant = await Links(site, keys).service(box, "", 80, 600)
+    path = grant.service_url.removeprefix("http://127.0.0.1:1")
+    yield (
+        Gateway(host, site, keys, GatewaySettings(**settings)),
+        (  # type: ignore[arg-type]
+            f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1:1\r\n{TOKEN}: {grant.token}\r\n"
+        ),
+    )
+
+
+async def test_requests_keep_a_sandbox_alive_and_none_lets_it_go(
+    fake_host: OpenFake, autojump_clock: trio.testing.MockClock
+) -> None:
+    async with fake_host() as (host, _), gated(host) as (gateway, head):
+        await host.update_sandbox("box", UpdateSandbox(idle_ttl_seconds=60))
+        # In the background, so that no command of the host's runs.
+        async with converse(host, "box", Execute(command="listen 80 mute & listen 81 http & sleep 1")) as reader:
+            await reader.until("listening\nlistening")
+        await trio.sleep(2)
+        visitor = Visitor(f"{head}Content-Length: 0\r\n\r\n".encode())
+        with trio.move_on_after(500):  # one long request
+            await visitor.served_by(gateway)
+        assert visitor.got == b""
+        for _ in range(5):  # many short ones
+            await trio.sleep(50)
+            visitor = Visitor(f"{head}Content-Length: 0\r\n\r\n".encode())
+            with trio.move_on_after(1):
+                await visitor.served_by(gateway)
+        await trio.sleep(55)
+        assert (await host.get_sandbox("box")).status == "ready"
+        await trio.sleep(10)
+        with pytest.raises(ResourceNotFoundError):
+            await host.get_sandbox("box")
+
+
+async def test_slow_sides_are_given_up(fake_host: OpenFake, autojump_clock: trio.testing.MockClock) -> None:
+    limits = ExchangeLimits(body_stall_s=20, answer_s=30)
+    async with fake_host() as (host, _), listening(host, 80, "mute"), gated(host, exchange=limits) as (gateway, head):
+        start = trio.current_time()
+        silent = Visitor(f"{head}Content-Length: 5\r\n\r\nab".encode())
+        assert not await silent.served_by(gateway)
+        assert trio.current_time() - start == pytest.approx(20, abs=1)
+        start = trio.current_time()
+        patient = Visitor(f"{head}Content-Length: 0\r\n\r\n".encode())
+        assert await patient.served_by(gateway)
+        assert patient.got.startswith(b"HTTP/1.1 504 ")
+        assert b"Service is not reachable: no answer in 30 s" in patient.got
+        assert trio.current_time() - start == pytest.approx(30, abs=1)
+
+
+async def test_a_service_that_takes_nothing(fake_host: OpenFake, autojump_clock: trio.testing.MockClock) -> None:
+    limits = ExchangeLimits(take_stall_s=10, answer_s=30)
+    async with fake_host() as (host, _), listening(host, 80, "mute"), gated(host, exchange=limits) as (gateway, head):
+        start = trio.current_time()
+        visitor = Visitor(f"{head}Content-Length: 100000000\r\n\r\n".encode() + bytes(8 * 1024**2))
+        assert not await visitor.served_by(gateway)
+        assert visitor.got.startswith(b"HTTP/1.1 504 ")
+        assert trio.current_time() - start == pytest.approx(32, abs=3)
+
+
+async def test_one_sandbox_has_so_many_requests_at_once(
+    fake_host: OpenFake, autojump_clock: trio.testing.MockClock
+) -> None:
+    async with (
+        fake_host() as (host, _),
+        listening(host, 80, "mute"),
+        gated(host, max_requests=3, exchange=ExchangeLimits(answer_s=10)) as (gateway, head),
+    ):
+        async with trio.open_nursery() as nursery:
+            for _ in range(3):
+                nursery.start_soon(Visitor(f"{head}Content-Length: 0\r\n\r\n".encode()).served_by, gateway)
+            await trio.testing.wait_all_tasks_blocked()
+            refused = Visitor(f"{head}Content-Length: 0\r\n\r\n".encode())
+            assert await refused.served_by(gateway)
+            assert refused.got.startswith(b"HTTP/1.1 429 ")
+            nursery.cancel_scope.cancel()
+        # Those that were cancelled have given their places back.
+        later = Visitor(f"{head}Content-Length: 0\r\n\r\n".encode())
+        await later.served_by(gateway)
+        assert later.got.startswith(b"HTTP/1.1 504 ")
+
+
+async def test_a_visitor_who_leaves_ends_its_request(fake_host: OpenFake) -> None:
+    async with fake_host() as (host, _), listening(host, 80, "mute"), gated(host) as (gateway, head):
+        visitor = Visitor(f"{head}Content-Length: 0\r\n\r\n".encode())
+        visitor.incoming.put_eof()
+        with trio.fail_after(5):
+            assert not await visitor.served_by(gateway)
+        assert visitor.got == b""
+
+
+@pytest.mark.parametrize("target", ["http://elsewhere/", "*"])
+async def test_targets_that_name_no_path(fake_host: OpenFake, target: str) -> None:
+    async with fake_host() as (host, _), gated(host) as (gateway, _):
+        box = (await host.get_sandbox("box")).id
+        visitor = Visitor(f"GET {target} HTTP/1.1\r\nHost: 80--{box}.localhost\r\n\r\n".encode())
+        assert await visitor.served_by(gateway)
+        assert visitor.got.startswith(b"HTTP/1.1 400 ")
