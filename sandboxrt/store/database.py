@@ -152,7 +152,10 @@ SCHEMA_VERSION: Final = len(_MIGRATIONS)
 def connect(path: Path) -> sqlite3.Connection:
     """Open the database file, made where it is missing, for use by one thread at a time."""
     # SQLite makes the file with the process's umask; the environment of sandboxes in it is nobody else's business.
-    os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+    # A file that is there must not be opened for that: the close would drop the locks of this process's other
+    # connections to it, and then another process takes itself for the last one and removes the log beneath them.
+    with contextlib.suppress(FileExistsError):
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
     db = sqlite3.connect(path, timeout=_BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False)
     try:
         db.row_factory = sqlite3.Row

@@ -15,7 +15,7 @@ import pytest
 import trio
 
 from sandboxrt.errors import SandboxClientError
-from sandboxrt.store import SCHEMA_VERSION, Store
+from sandboxrt.store import SCHEMA_VERSION, LinkKeys, Store
 from tests.snapshots.conftest import small_disk
 
 
@@ -159,3 +159,22 @@ async def test_a_folder_of_the_first_schema_is_brought_up(tmp_path: Path) -> Non
         snapshot = await store.find_snapshot("base")
         assert (snapshot.tenant, snapshot.tags, snapshot.tag) == ("", (), None)
         assert box.snapshot_id == snapshot.id
+
+
+async def test_a_process_with_two_stores_notices_what_others_write(tmp_path: Path) -> None:
+    """POSIX drops a process's locks on a file with the first descriptor that it closes."""
+    program = (
+        "import sys, trio; from pathlib import Path; from sandboxrt.store import LinkKeys, Store\n"
+        "async def main():\n"
+        "    async with Store.open(Path(sys.argv[1])) as store:\n"
+        "        await LinkKeys(store).rotate('service', retire=True)\n"
+        "trio.run(main)\n"
+    )
+    async with Store.open(tmp_path) as first, Store.open(tmp_path) as second:
+        known = set()
+        for _ in range(3):
+            ids = {(await LinkKeys(store).keys("service"))[0].id for store in (first, second)}
+            assert len(ids) == 1
+            known |= ids
+            await trio.run_process([sys.executable, "-c", program, str(tmp_path)])
+        assert len(known) == 3
