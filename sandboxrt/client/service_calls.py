@@ -41,8 +41,8 @@ def download_request(
     if not path or len(path) > _MAX_PATH or "\0" in path:
         raise ValueError(f"path must have 1 to {_MAX_PATH} characters and no NUL, not {path[:80]!r}")
     seconds = expires_in_seconds
-    if seconds is not None and (isinstance(seconds, bool) or not isinstance(seconds, int) or seconds < 1):
-        raise ValueError(f"expires_in_seconds must be an integer of 1 or more, or None, not {seconds!r}")
+    if seconds is not None and (isinstance(seconds, bool) or not isinstance(seconds, int) or not 1 <= seconds < 2**31):
+        raise ValueError(f"expires_in_seconds must be an integer from 1 to 2147483647, or None, not {seconds!r}")
     if content_type is not None and not re.fullmatch(MEDIA_TYPE, content_type):
         raise ValueError(f"content_type must be a media type such as text/plain, not {content_type!r}")
     if content_disposition not in (None, "attachment", "inline"):

@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any, Final
 
 from sandboxrt._version import __version__
+from sandboxrt.protocol.links_wire import MAX_SERVICE_S, MEDIA_TYPE
 from sandboxrt.protocol.rest_fields import FOREIGN_TRANSPORTS
 from sandboxrt.protocol.rest_wire import Ceilings
 
@@ -231,6 +232,33 @@ _SCHEMAS: Final[dict[str, Any]] = {
         "name",
         "tags",
     ),
+    "CreateServiceURL": _object(
+        {
+            "port": {"type": "integer", "minimum": 1, "maximum": 65535},
+            "expires_in_seconds": {"type": ["integer", "null"], "minimum": 1, "maximum": MAX_SERVICE_S},
+        },
+        "port",
+    ),
+    "ServiceURL": _object(
+        {"browser_url": _TEXT, "service_url": _TEXT, "token": _TEXT, "expires_at": _TEXT},
+        "browser_url",
+        "service_url",
+        "token",
+        "expires_at",
+    ),
+    "CreateDownloadURL": _object(
+        {
+            "path": {"type": "string", "minLength": 1, "maxLength": 2048, "pattern": "^[^\\u0000]*$"},
+            "expires_in_seconds": {"type": ["integer", "null"], "minimum": 1, "maximum": 2**31 - 1},
+            "content_type": {"type": ["string", "null"], "pattern": f"^{MEDIA_TYPE}$"},
+            "content_disposition": {"enum": ["attachment", "inline", None]},
+            "csp_sandbox": {"enum": [True, None]},
+        },
+        "path",
+    ),
+    "DownloadURL": _object(
+        {"download_url": _TEXT, "token": _TEXT, "expires_at": _MAYBE_TEXT}, "download_url", "token", "expires_at"
+    ),
     "Error": _object(
         {"detail": _object({"error": _TEXT, "message": _TEXT, "error_id": _TEXT}, "error", "message")}, "detail"
     ),
@@ -383,6 +411,26 @@ def _paths() -> dict[str, Any]:
         "/boxes/{name}/isolation": {
             "parameters": [_path("name", "The sandbox's name or id.")],
             "get": _operation("getIsolation", "What isolation a sandbox has", {200: "IsolationReport"}, (404,)),
+        },
+        "/boxes/{name}/service-url": {
+            "parameters": [_path("name", "The sandbox's name or id.")],
+            "post": _operation(
+                "createServiceURL",
+                "A link to an HTTP service inside",
+                {200: "ServiceURL"},
+                (*reading, 404),
+                body="CreateServiceURL",
+            ),
+        },
+        "/boxes/{name}/download-url": {
+            "parameters": [_path("name", "The sandbox's name or id.")],
+            "post": _operation(
+                "createDownloadURL",
+                "A link to a file",
+                {200: "DownloadURL"},
+                (*reading, 404),
+                body="CreateDownloadURL",
+            ),
         },
         "/snapshots": snapshots,
         "/snapshots/{ref}": snapshot,

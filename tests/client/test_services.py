@@ -208,6 +208,7 @@ async def test_lifetimes_that_are_none(seconds: Any) -> None:
         ("x" * 3000, None, None, None),
         ("/a", 0, None, None),
         ("/a", True, None, None),
+        ("/a", 2**31, None, None),
         ("/a", None, "text/html\r\nX: y", None),
         ("/a", None, "html", None),
         ("/a", None, None, "nowhere"),
