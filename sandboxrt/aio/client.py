@@ -163,7 +163,7 @@ class AsyncSandboxClient(AsyncioClient[_trio_client.AsyncSandboxClient]):
             timeout: Seconds until creation is given up.
             wait_for_ready: ``False`` returns at once, with status ``provisioning``.
             ttl_seconds: Longest lifetime, a multiple of 60; 0 = none.
-            idle_ttl_seconds: Lifetime without activity, likewise.
+            idle_ttl_seconds: Lifetime without activity, likewise; 600 where left out, 0 disables it.
             vcpus: CPU limit; overrides ``limits``.
             mem_bytes: Memory limit in bytes; overrides ``limits``.
             fs_capacity_bytes: Disk size in bytes; overrides ``limits``. With neither, the snapshot's own size.

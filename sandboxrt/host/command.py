@@ -122,6 +122,8 @@ class Command:
         self.id = command_id
         self.request = request
         self.pid: int | None = None
+        self.on_detached: Callable[[], None] = _nothing
+        """Called after each reader that goes."""
         self.outcome: Exit | ErrorFrame | None = None
         self.ends_at_outcome: dict[StreamName, int] = {"stdout": 0, "stderr": 0}
         self.changed: trio.lowlevel.ParkingLot = trio.lowlevel.ParkingLot()
@@ -181,6 +183,7 @@ class Command:
     def detached(self) -> None:
         """One reader less."""
         self._obey_soon(self.lifecycle.detach(trio.current_time()))
+        self.on_detached()
 
     def kill(self) -> None:
         """SIGKILL for the whole tree, as soon as the actor runs. Never waits, cannot be lost."""
@@ -381,3 +384,7 @@ class Command:
 
     def _wake(self) -> None:
         self._control.unpark_all()
+
+
+def _nothing() -> None:
+    pass

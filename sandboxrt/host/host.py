@@ -283,6 +283,7 @@ class Host:
         """
         check_ttl("ttl_seconds", request.ttl_seconds)
         check_ttl("idle_ttl_seconds", request.idle_ttl_seconds)
+        check_ttl("delete_after_stop_seconds", request.delete_after_stop_seconds)
         sandbox = await self.find(name)
         await sandbox.recorded.wait()
         new_name = request.new_name
@@ -628,6 +629,7 @@ def _check(request: CreateSandbox) -> None:
     _check_name(request.name)
     check_ttl("ttl_seconds", request.ttl_seconds)
     check_ttl("idle_ttl_seconds", request.idle_ttl_seconds)
+    check_ttl("delete_after_stop_seconds", request.delete_after_stop_seconds)
 
 
 def _repeats(request: CreateSandbox, first: CreateSandbox) -> bool:

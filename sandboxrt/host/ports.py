@@ -49,8 +49,14 @@ class SandboxRecords(Protocol):
         """Record a new sandbox of this owner and give it a uid block. Raises ``ResourceAlreadyExistsError``."""
         ...
 
-    async def set_sandbox_status(self, name_or_id: str, status: str, message: str | None = None) -> SandboxRow:
-        """Change its status and message."""
+    async def set_sandbox_status(
+        self, name_or_id: str, status: str, message: str | None = None, *, idle_for_s: float | None = None
+    ) -> SandboxRow:
+        """Change its status and message, and how long it has been idle, where that counts."""
+        ...
+
+    async def note_activity(self, sandbox_id: str, idle_for_s: float) -> None:
+        """Note how long it has been idle; harmless when it is gone."""
         ...
 
     async def update_sandbox(

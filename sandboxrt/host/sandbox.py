@@ -14,6 +14,7 @@ import logging
 from collections.abc import AsyncIterator, Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Final
 
 import trio
 
@@ -41,7 +42,7 @@ from sandboxrt.host.connections import Connections, PortStream
 from sandboxrt.host.files import SandboxFile, open_file, read_file, resolve_path, write_file
 from sandboxrt.host.launch import ImageSettings, Launcher
 from sandboxrt.host.lease import Lease
-from sandboxrt.host.lifetime import expiry, expiry_at_rest
+from sandboxrt.host.lifetime import Ending, age_s, expiry_at_rest, next_end
 from sandboxrt.host.provision import Workshop, make_container, new_launcher, record_sandbox, sandbox_dir
 from sandboxrt.host.search import Searcher
 from sandboxrt.host.sessions import SessionTable
@@ -60,6 +61,8 @@ _log = logging.getLogger("sandboxrt.host")
 _GOODBYE = "kill -TERM -1 2>/dev/null; while kill -0 -1 2>/dev/null; do sleep 0.05; done"
 """As the container's root: neither its first process nor the shell itself is meant by -1. Killed with the rest."""
 _SERVANT = RestartPolicy(max_restarts=3, within_s=60.0)
+_NOTE_EVERY_S: Final = 60.0
+"""How often the store is told when a sandbox was last active, for the host that comes after a crash."""
 
 
 class SandboxStatus(enum.Enum):
@@ -122,7 +125,10 @@ class Sandbox:
         self._lifetime_changed = trio.lowlevel.ParkingLot()
         self._created_at = trio.current_time()
         self._last_active_at = self._created_at
-        self._file_operations = 0
+        self._stopped_at: float | None = None
+        self._idle_goes_on = False
+        """Whether it rests because its host ended, which nobody asked for, so that its idle time goes on."""
+        self._activities = 0
         self._connections = self._new_connections()
         self._captures = Captures()
         self._kept = False
@@ -135,7 +141,13 @@ class Sandbox:
 
     def _adopt(self, row: SandboxRow) -> None:
         self._row = row
-        self._created_at -= max(0.0, (datetime.now(UTC) - datetime.fromisoformat(row.created_at)).total_seconds())
+        now, clock = datetime.now(UTC), trio.current_time()
+        self._created_at = clock - age_s(row.created_at, now)
+        self._stopped_at = None if row.stopped_at is None else clock - age_s(row.stopped_at, now)
+        if row.last_active_at is not None:
+            # It may have been active until just before the next note.
+            self._last_active_at = min(clock, clock - age_s(row.last_active_at, now) + _NOTE_EVERY_S)
+            self._idle_goes_on = True
         self._folder = sandbox_dir(self._shop.config.state_dir, row.engine_id)
         self.status = SandboxStatus(row.status)
         if self.status is SandboxStatus.FAILED:
@@ -158,7 +170,7 @@ class Sandbox:
         """What users see of it at this moment."""
         row = self._row
         limits = self.request.limits
-        deadline = self._expires_at()
+        deadline = self._next_end()[0] if self.status is not SandboxStatus.STOPPED else self._rests_until()
         return SandboxInfo(
             id=self.id,
             name=self.name,
@@ -287,17 +299,19 @@ class Sandbox:
     def _rests_until(self) -> float:
         row = self._row
         assert row is not None
-        stopped_at = None if row.stopped_at is None else self._created_at + _seconds_between(row, row.stopped_at)
         return expiry_at_rest(
             created_at=self._created_at,
-            stopped_at=stopped_at,
+            stopped_at=self._stopped_at,
             ttl_seconds=row.ttl_seconds,
             delete_after_stop_seconds=row.delete_after_stop_seconds,
+            last_active_at=self._last_active_at if self._idle_goes_on else None,
+            idle_ttl_seconds=row.idle_ttl_seconds,
         )
 
     async def _started_again(self) -> bool:
         """Whether the start succeeded. If not, the files stay, and another one may be tried."""
-        self._start_asked = False
+        self._start_asked = self._idle_goes_on = False
+        self._stopped_at = None
         self._stop_asked, self.at_rest = trio.Event(), trio.Event()
         try:
             await self._boot()
@@ -340,7 +354,7 @@ class Sandbox:
             self._nursery = nursery
             nursery.start_soon(supervise, self._sessions.run, self._servant_failed, _SERVANT)
             nursery.start_soon(supervise, self._watch_lifetime, self._servant_failed, _SERVANT)
-            nursery.start_soon(supervise, self._record_ready, self._servant_failed, _SERVANT)
+            nursery.start_soon(supervise, self._record_life, self._servant_failed, _SERVANT)
             nursery.start_soon(self._watch_container, self._container, nursery.cancel_scope)
             await self._stop_asked.wait()
             await self._captures.wait()
@@ -386,16 +400,28 @@ class Sandbox:
         self.gone = trio.Event()
         with self._noting_trouble():
             self._row = await self._shop.records.set_sandbox_status(self.id, "stopped")
+        self._stopped_at = trio.current_time()
         self.at_rest.set()
 
-    async def _record_ready(self) -> None:
-        self._row = await self._shop.records.set_sandbox_status(self.id, "ready")
+    async def _record_life(self) -> None:
+        """Record that it is ready, and where another host may take it over, now and then when it was last active."""
+        self._row = await self._shop.records.set_sandbox_status(self.id, "ready", idle_for_s=self._idle_for_s())
+        noted = self._last_active_at
+        while self._shop.config.keep:
+            while not self._busy and self._last_active_at == noted:
+                await self._lifetime_changed.park()
+            await trio.sleep(_NOTE_EVERY_S)
+            noted = self._last_active_at
+            await self._shop.records.note_activity(self.id, self._idle_for_s())
 
     async def _watch_lifetime(self) -> None:
-        while True:
-            deadline = self._expires_at()
+        while self.status is SandboxStatus.READY:
+            deadline, ending = self._next_end()
             if deadline <= trio.current_time():
-                self.delete()
+                if ending is Ending.STOP:
+                    self.stop()
+                else:
+                    self.delete()
                 return
             with trio.move_on_at(deadline):
                 await self._lifetime_changed.park()
@@ -430,6 +456,7 @@ class Sandbox:
                 self._note_trouble(f"not done after {self._shop.config.cleanup_limit_s:g} seconds")
 
     async def _stop(self) -> None:
+        idle_for_s = self._idle_for_s()
         async with self._shop.removing:
             with (
                 self._noting_trouble(),
@@ -444,7 +471,8 @@ class Sandbox:
                 if self.status in (SandboxStatus.READY, SandboxStatus.PROVISIONING):
                     self.status = SandboxStatus.STOPPED
                 if self.status is SandboxStatus.STOPPED and not self.at_rest.is_set():
-                    self._row = await self._shop.records.set_sandbox_status(self.id, "stopped")
+                    idle = None if self._stop_asked.is_set() else idle_for_s
+                    self._row = await self._shop.records.set_sandbox_status(self.id, "stopped", idle_for_s=idle)
 
     async def _free(self) -> None:
         """Give back what the host holds for it; the record stays."""
@@ -508,7 +536,7 @@ class Sandbox:
         """A regular file, open for reading; errors as :func:`sandboxrt.host.files.open_file` says."""
         resolve_path(path)
         async with contextlib.AsyncExitStack() as stack:
-            stack.enter_context(self._busy_with_file())
+            stack.enter_context(self.activity())
             with self._file_operation("read") as container:
                 opening = open_file(container, self.name, path, await self._file_owner("read"))
                 file = await stack.enter_async_context(opening)
@@ -607,6 +635,27 @@ class Sandbox:
         self._last_active_at = trio.current_time()
         self._lifetime_changed.unpark_all()
 
+    @contextlib.contextmanager
+    def activity(self) -> Iterator[None]:
+        """Something goes on in it for the length of the block: its idle time begins anew when it ends.
+
+        The one way to count as activity; commands that somebody follows and connections to ports do by themselves.
+        """
+        self._activities += 1
+        self.touch()
+        try:
+            yield
+        finally:
+            self._activities -= 1
+            self.touch()
+
+    @property
+    def _busy(self) -> bool:
+        return bool(self._sessions.attended or self._activities or len(self._connections) or self._captures.running)
+
+    def _idle_for_s(self) -> float:
+        return 0.0 if self._busy else trio.current_time() - self._last_active_at
+
     def _ready(self) -> tuple[Container, Launcher]:
         if self.status is not SandboxStatus.READY or self._container is None or self._launcher is None:
             raise self._not_ready()
@@ -619,20 +668,10 @@ class Sandbox:
         return SandboxNotReadyError(f"Sandbox '{self.name}' is not ready (status: {self.status.value}){why}")
 
     @contextlib.contextmanager
-    def _busy_with_file(self) -> Iterator[None]:
-        self._file_operations += 1
-        self.touch()
-        try:
-            yield
-        finally:
-            self._file_operations -= 1
-            self.touch()
-
-    @contextlib.contextmanager
     def _file_operation(self, operation: str) -> Iterator[Container]:
         container, _ = self._ready()
         try:
-            with self._busy_with_file():
+            with self.activity():
                 yield container
         except (OSError, trio.BrokenResourceError) as error:
             if self.gone.is_set():
@@ -646,18 +685,17 @@ class Sandbox:
         except StartError as error:
             raise SandboxOperationError(error.frame.error, operation, error.frame.error_type) from error
 
-    def _expires_at(self) -> float:
+    def _next_end(self) -> tuple[float, Ending]:
         row = self._row
         if row is None:
-            return float("inf")
-        return expiry(
+            return float("inf"), Ending.DELETE
+        return next_end(
             created_at=self._created_at,
             last_active_at=self._last_active_at,
-            busy=bool(
-                self._sessions.running or self._file_operations or len(self._connections) or self._captures.running
-            ),
+            busy=self._busy,
             ttl_seconds=row.ttl_seconds,
             idle_ttl_seconds=row.idle_ttl_seconds,
+            delete_after_stop_seconds=row.delete_after_stop_seconds,
         )
 
     # -- what commands need of it (CommandSurroundings) --------------------------------------------------------------
@@ -686,7 +724,7 @@ class Sandbox:
         return await self._container.oom_kills() if self._container is not None else 0
 
     def _new_sessions(self) -> SessionTable:
-        return SessionTable(self._new_command, self._start_command, self._shop.config.sessions)
+        return SessionTable(self._new_command, self._start_command, self._shop.config.sessions, self.touch)
 
     def _new_connections(self) -> Connections:
         return Connections(self._shop.config.connections, self.touch)
@@ -722,10 +760,6 @@ def _public(error: Exception, name: str) -> SandboxClientError:
         return error
     _log.error("sandbox %s failed in the host", name, exc_info=error)
     return ResourceCreationError(f"Sandbox '{name}' failed: {error}", "sandbox", type(error).__name__)
-
-
-def _seconds_between(row: SandboxRow, later: str) -> float:
-    return (datetime.fromisoformat(later) - datetime.fromisoformat(row.created_at)).total_seconds()
 
 
 def _wall_clock(deadline: float) -> str:

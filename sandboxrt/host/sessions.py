@@ -43,6 +43,7 @@ class SessionTable:
         new_command: Makes a command that is not running yet and calls back when it has finished.
         start: Gives a command its task.
         limits: The bounds.
+        on_detached: Called after each reader of a command that goes.
     """
 
     def __init__(
@@ -50,6 +51,7 @@ class SessionTable:
         new_command: Callable[[str, Execute, Callable[[Command], None]], Command],
         start: Callable[[Command], None],
         limits: SessionLimits,
+        on_detached: Callable[[], None] = lambda: None,
     ) -> None:
         self._new_command = new_command
         self._start = start
@@ -62,6 +64,8 @@ class SessionTable:
         self._forgotten: list[Command] = []
         self._changed = trio.lowlevel.ParkingLot()
         self._held_bytes = 0
+        self._unfinished: set[Command] = set()
+        self._on_detached = on_detached
 
     def __len__(self) -> int:
         return len(self._commands)
@@ -70,6 +74,11 @@ class SessionTable:
     def running(self) -> int:
         """How many commands have not finished."""
         return len(self._commands) - len(self._finished)
+
+    @property
+    def attended(self) -> bool:
+        """Whether somebody follows a command that has not finished."""
+        return any(command.lifecycle.attached for command in self._unfinished)
 
     def attach(self, first: Execute | Reconnect) -> CommandAttachment | RefusedAttachment:
         """Attach to the command that ``first`` names, started now if it is new.
@@ -95,7 +104,9 @@ class SessionTable:
                 ErrorFrame(f"The sandbox runs {self.running} commands at once already, which is its limit")
             )
         command = self._new_command(command_id, first, self._on_finished)
+        command.on_detached = self._on_detached
         self._commands[command_id] = command
+        self._unfinished.add(command)
         self._start(command)
         return command.attach(input_id=first.input_id)
 
@@ -126,6 +137,7 @@ class SessionTable:
         return ErrorFrame(f"Command not found: {command_id}", "CommandNotFound")
 
     def _on_finished(self, command: Command) -> None:
+        self._unfinished.discard(command)
         if command.pid is None:
             # Nothing was started, so a repetition may try again.
             self._forget(command, remember=False)

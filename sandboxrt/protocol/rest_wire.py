@@ -39,6 +39,7 @@ from sandboxrt.protocol.rest_fields import (
 )
 
 __all__ = [
+    "DEFAULT_IDLE_TTL_S",
     "Ceilings",
     "capture_snapshot_from_json",
     "capture_snapshot_to_json",
@@ -62,7 +63,7 @@ __all__ = [
 T = TypeVar("T")
 
 DEFAULT_IDLE_TTL_S = 600
-"""What a server takes when a create names no idle TTL (protocol.md §2.2)."""
+"""What a create that names no idle TTL gets (protocol.md §2.2)."""
 DEFAULT_CREATE_TIMEOUT_S = 30
 
 

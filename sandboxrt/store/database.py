@@ -143,6 +143,7 @@ _MIGRATIONS: Final[tuple[tuple[str, ...], ...]] = (
             superseded_at REAL
         )""",
     ),
+    ("ALTER TABLE sandboxes ADD COLUMN last_active_at TEXT",),
 )
 """One tuple of statements a schema version. Append only: a state folder in the field has run those before."""
 

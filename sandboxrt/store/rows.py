@@ -77,6 +77,7 @@ class SandboxRow:
         keep: Whether its files outlive its owner; the next server takes it over.
         idempotency_key: What tells a repeated create from another one.
         lease_seconds: How long it outlives an owner that does not say that it lives; ``None`` = for ever.
+        last_active_at: When something last happened in it, to the minute; ``None`` while its idle time does not count.
     """
 
     id: str
@@ -102,6 +103,7 @@ class SandboxRow:
     idempotency_key: str | None = attrs.field(default=None, repr=False)
     stopped_at: str | None = None
     lease_seconds: int | None = None
+    last_active_at: str | None = None
 
     @property
     def engine_id(self) -> str:
@@ -198,7 +200,7 @@ def canonical_id(text: str) -> str | None:
 SANDBOX_COLUMNS: Final = (
     "id, name, owner_id, snapshot_id, status, status_message, uid_block, limits, require, allow_unenforced_limits,"
     " ttl_seconds, idle_ttl_seconds, env, created_at, updated_at, tenant, labels, run_config,"
-    " delete_after_stop_seconds, keep, idempotency_key, stopped_at, lease_seconds"
+    " delete_after_stop_seconds, keep, idempotency_key, stopped_at, lease_seconds, last_active_at"
 )
 SNAPSHOT_COLUMNS: Final = ", ".join(
     field.name

@@ -7,7 +7,7 @@ import json
 import sqlite3
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -135,8 +135,12 @@ class Store:
 
         return await run_blocking(self._limiter, call)
 
-    def _stamp(self) -> str:
-        return self._now().astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    def _stamp(self, ago_s: float = 0.0) -> str:
+        return (
+            (self._now().astimezone(UTC) - timedelta(seconds=ago_s))
+            .isoformat(timespec="milliseconds")
+            .replace("+00:00", "Z")
+        )
 
     # -- sandboxes ---------------------------------------------------------------------------------------------------
 
@@ -215,15 +219,29 @@ class Store:
 
         return await self.transact(add)
 
-    async def set_sandbox_status(self, name_or_id: str, status: str, message: str | None = None) -> SandboxRow:
+    async def set_sandbox_status(
+        self, name_or_id: str, status: str, message: str | None = None, *, idle_for_s: float | None = None
+    ) -> SandboxRow:
         """Change a sandbox's status and message; ``stopped`` is dated.
+
+        Args:
+            name_or_id: Which.
+            status: The new one.
+            message: What to say about it.
+            idle_for_s: How many seconds it has been idle; ``None`` where its idle time does not count.
 
         Raises:
             ResourceNotFoundError: There is no such sandbox.
         """
         stopped_at = self._stamp() if status == "stopped" else None
-        changes = {"status": status, "status_message": message, "stopped_at": stopped_at}
+        active_at = None if idle_for_s is None else self._stamp(ago_s=idle_for_s)
+        changes = {"status": status, "status_message": message, "stopped_at": stopped_at, "last_active_at": active_at}
         return await self._update_sandbox(name_or_id, changes)
+
+    async def note_activity(self, sandbox_id: str, idle_for_s: float) -> None:
+        """Note that a sandbox has been idle for so many seconds; harmless when it is gone."""
+        changes = {"last_active_at": self._stamp(ago_s=idle_for_s)}
+        await self.transact(lambda db: update_row(db, "sandboxes", sandbox_id, changes))
 
     async def update_sandbox(
         self,

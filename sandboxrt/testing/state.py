@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import uuid
 from collections.abc import AsyncIterator, Mapping
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import attrs
@@ -117,11 +117,22 @@ class MemoryRecords:
         self.rows[row.id] = row
         return row
 
-    async def set_sandbox_status(self, name_or_id: str, status: str, message: str | None = None) -> SandboxRow:
+    async def set_sandbox_status(
+        self, name_or_id: str, status: str, message: str | None = None, *, idle_for_s: float | None = None
+    ) -> SandboxRow:
         """Change a status."""
         row = await self.find_sandbox(name_or_id)
         stopped_at = _now() if status == "stopped" else None
-        return self._put(attrs.evolve(row, status=status, status_message=message, stopped_at=stopped_at))
+        active_at = None if idle_for_s is None else _now(idle_for_s)
+        return self._put(
+            attrs.evolve(row, status=status, status_message=message, stopped_at=stopped_at, last_active_at=active_at)
+        )
+
+    async def note_activity(self, sandbox_id: str, idle_for_s: float) -> None:
+        """Note how long one has been idle."""
+        await trio.lowlevel.checkpoint()
+        if (row := self.rows.get(sandbox_id)) is not None:
+            self._put(attrs.evolve(row, last_active_at=_now(idle_for_s)))
 
     async def update_sandbox(
         self,
@@ -365,5 +376,5 @@ class MemorySnapshots:
         return attrs.evolve(snapshot, status="ready" if ready else "building", tags=tags)
 
 
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+def _now(ago_s: float = 0.0) -> str:
+    return (datetime.now(UTC) - timedelta(seconds=ago_s)).isoformat(timespec="milliseconds").replace("+00:00", "Z")

@@ -222,3 +222,17 @@ async def test_cancelled_means_all_or_nothing(store: Store) -> None:
         found = [row for row in await store.list_sandboxes() if row.name == f"s{number}"]
         assert len(found) <= 1 and (found or scope.cancelled_caught)
     assert (await add(store, "afterwards", snapshot_id)).name == "afterwards"
+
+
+async def test_when_a_sandbox_was_last_active(store: Store) -> None:
+    row = await add(store, "one")
+    assert row.last_active_at is None
+    ready = await store.set_sandbox_status(row.id, "ready", idle_for_s=0)
+    assert ready.last_active_at == ready.updated_at
+    await store.note_activity(row.id, 90.0)
+    noted = await store.find_sandbox("one")
+    assert noted.last_active_at is not None and noted.last_active_at < ready.last_active_at
+    assert noted.updated_at == ready.updated_at
+    assert (await store.set_sandbox_status(row.id, "stopped")).last_active_at is None
+    await store.remove_sandbox(row.id)
+    await store.note_activity(row.id, 1.0)

@@ -25,6 +25,7 @@ from sandboxrt.protocol.rest import (
     ServiceGrant,
     UpdateSandbox,
 )
+from sandboxrt.protocol.rest_wire import DEFAULT_IDLE_TTL_S
 
 __all__ = ["HostConfig", "LocalTransport"]
 
@@ -53,7 +54,9 @@ class LocalTransport:
         return self
 
     async def create_sandbox(self, request: CreateSandbox) -> SandboxInfo:
-        """Make a sandbox."""
+        """Make a sandbox; with a server's idle TTL where its creator named none, so that programs mean the same."""
+        if request.idle_ttl_seconds is None:
+            request = attrs.evolve(request, idle_ttl_seconds=DEFAULT_IDLE_TTL_S)
         return await self.host.create_sandbox(request)
 
     async def get_sandbox(self, name: str) -> SandboxInfo:
