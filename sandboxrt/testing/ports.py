@@ -78,16 +78,24 @@ async def _flood(stream: trio.SocketStream) -> None:
         await stream.send_all(bytes(64 * 1024))
 
 
-async def _http(stream: trio.SocketStream) -> None:
+async def _head(stream: trio.SocketStream) -> bytes:
     head = b""
-    while b"\r\n\r\n" not in head:
-        data = await stream.receive_some()
-        if not data:
-            return
+    while b"\r\n\r\n" not in head and (data := await stream.receive_some()):
         head += data
+    return head
+
+
+async def _upgrade(stream: trio.SocketStream) -> None:
+    _, _, more = (await _head(stream)).partition(b"\r\n\r\n")
+    await stream.send_all(b"HTTP/1.1 101 Go on\r\nConnection: upgrade\r\nUpgrade: echo\r\n\r\nwelcome" + more)
+    await _echo(stream)
+
+
+async def _http(stream: trio.SocketStream) -> None:
+    head = await _head(stream)
     await stream.send_all(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(head), head))
 
 
 HABITS: Mapping[str, Habit] = MappingProxyType(
-    {"echo": _echo, "reverse": _reverse, "mute": _mute, "flood": _flood, "http": _http}
+    {"echo": _echo, "reverse": _reverse, "mute": _mute, "flood": _flood, "http": _http, "upgrade": _upgrade}
 )

@@ -68,5 +68,13 @@ async def test_no_keys_on_loopback(tmp_path: Path) -> None:
         async with httpx.AsyncClient(base_url=url) as client:
             assert (await client.get("/boxes")).status_code == 200
             # What a browser sends for a page of a stranger's.
-            for headers in ({"Host": "evil.example"}, {"Origin": "https://evil.example"}):
+            service = f"3000--{'0' * 8}-0000-0000-0000-{'0' * 12}.localhost:{here.server.port}"
+            for headers in (
+                {"Host": "evil.example"},
+                {"Origin": "https://evil.example"},
+                {"Origin": f"http://{service}"},  # a sandbox's own page
+                {"Origin": "null"},
+                {"Sec-Fetch-Site": "same-site"},
+                {"Sec-Fetch-Site": "cross-site"},
+            ):
                 detail(await client.get("/boxes", headers=headers), 401)
