@@ -112,6 +112,8 @@ class Exchange:
             RefusalError: There is no answer, and none has begun.
         """
         refusal: RefusalError | None = None
+        # Before anything is read: what a service says to nobody is no answer.
+        await self._give(self._request)
         async with trio.open_nursery() as nursery:
 
             async def take_in() -> None:
@@ -134,8 +136,7 @@ class Exchange:
     # -- in ----------------------------------------------------------------------------------------------------------
 
     async def _take_in(self) -> None:
-        """Send the request. Returns when the client is gone; for ever, where the service takes no more."""
-        await self._give(self._request)
+        """Send the request's body. Returns when the client is gone; for ever, where the service takes no more."""
         await self._front.invite_body()
         try:
             while not self._is_deaf:

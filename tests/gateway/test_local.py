@@ -10,13 +10,17 @@ import httpx
 import pytest
 import trio
 import trio.testing
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from sandboxrt.errors import ResourceNotFoundError
-from sandboxrt.gateway.exchange import ExchangeLimits
+from sandboxrt.gateway.exchange import Exchange, ExchangeLimits
 from sandboxrt.gateway.front import Front
 from sandboxrt.gateway.gateway import Gateway, GatewaySettings
+from sandboxrt.gateway.headers import View
 from sandboxrt.gateway.links import FixedKeys, Links
 from sandboxrt.gateway.local import LocalServices
+from sandboxrt.gateway.refusals import RefusalError
 from sandboxrt.host.connections import ConnectionSettings, PortRules
 from sandboxrt.host.host import Host
 from sandboxrt.protocol.exec import Execute
@@ -224,3 +228,72 @@ async def test_targets_that_name_no_path(fake_host: OpenFake, target: str) -> No
         visitor = Visitor(f"GET {target} HTTP/1.1\r\nHost: 80--{box}.localhost\r\n\r\n".encode())
         assert await visitor.served_by(gateway)
         assert visitor.got.startswith(b"HTTP/1.1 400 ")
+
+
+class Answering:
+    """A service that says what it was told, whatever it is asked."""
+
+    def __init__(self, answer: list[bytes]) -> None:
+        self._answer = answer
+        self.got = b""
+
+    async def send_all(self, data: bytes) -> None:
+        await trio.lowlevel.checkpoint()
+        self.got += data
+
+    async def send_eof(self) -> None:
+        await trio.lowlevel.checkpoint()
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes:
+        await trio.lowlevel.checkpoint()
+        return self._answer.pop(0) if self._answer else b""
+
+
+_PARTS = st.sampled_from(
+    [
+        b"HTTP/1.1 200 OK\r\n",
+        b"HTTP/1.0 204 \r\n",
+        b"HTTP/1.1 101 x\r\n",
+        b"HTTP/1.1 100 \r\n\r\n",
+        b"HTTP/1.1 304 x\r\n",
+        b"Content-Length: 3\r\n",
+        b"Content-Length: -1\r\n",
+        b"Transfer-Encoding: chunked\r\n",
+        b"Connection: close\r\n",
+        b"Location: http://[\r\n",
+        b"Set-Cookie: ;;=\r\n",
+        b"\r\n",
+        b"abc",
+        b"3\r\nabc\r\n",
+        b"0\r\n\r\n",
+    ]
+)
+
+
+@settings(max_examples=300)
+@given(st.lists(_PARTS | st.binary(max_size=20), max_size=8), st.sampled_from(["GET", "HEAD", "POST"]))
+def test_any_answer_is_passed_on_or_refused(answer: list[bytes], method: str) -> None:
+    async def run() -> None:
+        visitor = Visitor(f"{method} / HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\nhi".encode())
+        visitor.front.is_head = method == "HEAD"
+        back = Answering([piece for piece in answer if piece])
+        exchange = Exchange(
+            visitor.front,
+            back,
+            await visitor.front.event(1),
+            target="/",
+            view=View(scheme="http", host="x", prefix="/p", port=80, peer="192.0.2.1"),
+            limits=ExchangeLimits(),
+            stopping=trio.Event(),
+        )
+        try:
+            with trio.fail_after(10):
+                await exchange.run()
+        except RefusalError as refusal:
+            assert refusal.status == 502
+            assert not visitor.front.started
+        else:
+            assert visitor.got.startswith(b"HTTP/1.1 ")
+        assert back.got.startswith(f"{method} / HTTP/1.1\r\n".encode())
+
+    trio.run(run)
