@@ -7,6 +7,7 @@ from sandboxrt.client.client import AsyncSandboxClient
 from sandboxrt.client.command import AsyncCommandHandle, AsyncOutputIterator
 from sandboxrt.client.sandbox import AsyncSandbox, AsyncSandboxCreation
 from sandboxrt.client.service import AsyncServiceURL
+from sandboxrt.client.tunnel import AsyncTunnel, AsyncTunnelOpening
 from sandboxrt.errors import (
     ClientClosedError,
     CommandNotFoundError,
@@ -51,7 +52,7 @@ from sandboxrt.models import (
     RunConfig,
     Snapshot,
 )
-from sandboxrt.sync import CommandHandle, OutputIterator, Sandbox, SandboxClient, ServiceURL
+from sandboxrt.sync import CommandHandle, OutputIterator, Sandbox, SandboxClient, ServiceURL, Tunnel
 
 __all__ = [
     "DEFAULT_LIMITS",
@@ -62,6 +63,8 @@ __all__ = [
     "AsyncSandboxClient",
     "AsyncSandboxCreation",
     "AsyncServiceURL",
+    "AsyncTunnel",
+    "AsyncTunnelOpening",
     "ClientClosedError",
     "CommandHandle",
     "CommandNotFoundError",
@@ -100,6 +103,7 @@ __all__ = [
     "SandboxServerReloadError",
     "ServiceURL",
     "Snapshot",
+    "Tunnel",
     "TunnelConnectionRefusedError",
     "TunnelError",
     "TunnelPortNotAllowedError",

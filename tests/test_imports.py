@@ -15,6 +15,7 @@ LEVELS = {
     "models": 1,
     "protocol": 2,
     "threads": 3,
+    "tunnels": 3,
     "actors": 3,
     "engine": 4,
     "snapshots": 4,

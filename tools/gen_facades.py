@@ -224,15 +224,16 @@ class Writer:
         if root:
             assert constructor is not None
             lines += self._constructor(constructor, inner)
+        left_out = {"__aenter__", "__aexit__", "aclose"} if root else set()
+        if self.sync and any(isinstance(member, Function) and member.name == "aclose" for member in node.body):
+            left_out.add("close")  # where calls block, it is aclose that has this name
         fetched = _fetched(node) if self.sync else {}
         for member in node.body:
-            if isinstance(member, Function) and member.name in fetched:
+            if not isinstance(member, Function) or member.name in left_out or member in fetched.values():
+                continue
+            if member.name in fetched:
                 lines += self._property(member.name, fetched[member.name])
-            elif (
-                isinstance(member, Function)
-                and member not in fetched.values()
-                and not (root and member.name in ("__aenter__", "__aexit__", "aclose"))
-            ):
+            else:
                 lines += self._method(member, f"{source.name}.{node.name}.{member.name}")
         return "\n".join(lines) + "\n"
 

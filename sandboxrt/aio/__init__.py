@@ -9,6 +9,7 @@ from sandboxrt.aio.client import AsyncSandboxClient
 from sandboxrt.aio.command import AsyncCommandHandle, AsyncOutputIterator
 from sandboxrt.aio.sandbox import AsyncSandbox, AsyncSandboxCreation
 from sandboxrt.aio.service import AsyncServiceURL
+from sandboxrt.aio.tunnel import AsyncTunnel, AsyncTunnelOpening
 from sandboxrt.errors import (
     ClientClosedError,
     CommandNotFoundError,
@@ -63,6 +64,8 @@ __all__ = [
     "AsyncSandboxClient",
     "AsyncSandboxCreation",
     "AsyncServiceURL",
+    "AsyncTunnel",
+    "AsyncTunnelOpening",
     "ClientClosedError",
     "CommandNotFoundError",
     "CommandTimeoutError",

@@ -11,6 +11,7 @@ from typing import Any, Literal, Self, overload
 
 from sandboxrt.aio.command import AsyncCommandHandle
 from sandboxrt.aio.service import AsyncServiceURL
+from sandboxrt.aio.tunnel import AsyncTunnelOpening
 from sandboxrt.bridge.loops import AsyncioFacade
 from sandboxrt.client import command as _trio_command
 from sandboxrt.client import sandbox as _trio_sandbox
@@ -365,6 +366,47 @@ class AsyncSandbox(AsyncioFacade[_trio_sandbox.AsyncSandbox]):
                 content_disposition=content_disposition,
                 headers=headers,
             )
+        )
+
+    def tunnel(
+        self,
+        remote_port: int,
+        *,
+        local_port: int = 0,
+        max_reconnects: int = 3,
+        probe: bool = False,
+        headers: Mapping[str, str] | None = None,
+    ) -> AsyncTunnelOpening:
+        """A port on this machine whose connections lead to a port inside.
+
+        Use it as ``async with await sandbox.tunnel(5432) as t``, and connect to ``t.local_port``.
+
+        Args:
+            remote_port: The port inside, 1 to 65535; something should listen there on loopback, IPv4 or IPv6.
+            local_port: The port on 127.0.0.1; 0 takes a free one, which ``t.local_port`` tells.
+            max_reconnects: How often in succession a lost connection to a server is made anew; 0 = never. Of no effect
+                when embedded.
+            probe: Connect once at the start, so that what would refuse every connection is raised here.
+            headers: Sent to a server with this call; of no effect when embedded.
+
+        Raises:
+            ValueError: A port that is none.
+            OSError: The local port is in use; the message names it.
+            SandboxNotReadyError: The sandbox is not ready.
+            SandboxConnectionError: The server cannot be reached.
+            TunnelConnectionRefusedError: With ``probe``: nothing listens there. Without it, connections are closed at
+                once, and ``t.errors`` says why.
+            TunnelPortNotAllowedError: With ``probe``: the rules exclude that port.
+
+        Cancellation: atomic; what was opened is closed.
+
+        Source: protocol.md §5.
+        """
+        return AsyncTunnelOpening._of(
+            self._inner.tunnel(
+                remote_port, local_port=local_port, max_reconnects=max_reconnects, probe=probe, headers=headers
+            ),
+            self._portal,
         )
 
     async def stop(self, *, headers: Mapping[str, str] | None = None) -> None:

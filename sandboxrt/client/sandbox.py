@@ -18,6 +18,7 @@ from sandboxrt.client.owner import Owner
 from sandboxrt.client.service import AsyncServiceURL
 from sandboxrt.client.service_calls import download_request, open_service
 from sandboxrt.client.session import CommandSession, new_command_id
+from sandboxrt.client.tunnel import AsyncTunnelOpening, open_tunnel
 from sandboxrt.errors import SandboxClientError, SandboxNotReadyError, SandboxOperationError
 from sandboxrt.models import DownloadURL, ExecutionResult, IsolationReport, OutputChunk, RunConfig, Snapshot
 from sandboxrt.protocol.exec import Execute
@@ -399,6 +400,51 @@ class AsyncSandbox:
         """
         request = download_request(path, expires_in_seconds, content_type, content_disposition)
         return await self._owner.transport.with_headers(headers).download_url(self.name, request)
+
+    def tunnel(
+        self,
+        remote_port: int,
+        *,
+        local_port: int = 0,
+        max_reconnects: int = 3,
+        probe: bool = False,
+        headers: Mapping[str, str] | None = None,
+    ) -> AsyncTunnelOpening:
+        """A port on this machine whose connections lead to a port inside.
+
+        Use it as ``async with await sandbox.tunnel(5432) as t``, and connect to ``t.local_port``.
+
+        Args:
+            remote_port: The port inside, 1 to 65535; something should listen there on loopback, IPv4 or IPv6.
+            local_port: The port on 127.0.0.1; 0 takes a free one, which ``t.local_port`` tells.
+            max_reconnects: How often in succession a lost connection to a server is made anew; 0 = never. Of no effect
+                when embedded.
+            probe: Connect once at the start, so that what would refuse every connection is raised here.
+            headers: Sent to a server with this call; of no effect when embedded.
+
+        Raises:
+            ValueError: A port that is none.
+            OSError: The local port is in use; the message names it.
+            SandboxNotReadyError: The sandbox is not ready.
+            SandboxConnectionError: The server cannot be reached.
+            TunnelConnectionRefusedError: With ``probe``: nothing listens there. Without it, connections are closed at
+                once, and ``t.errors`` says why.
+            TunnelPortNotAllowedError: With ``probe``: the rules exclude that port.
+
+        Cancellation: atomic; what was opened is closed.
+
+        Source: protocol.md §5.
+        """
+        transport = self._owner.transport.with_headers(headers)
+        if max_reconnects < 0:
+            raise ValueError(f"max_reconnects must be 0 or more, not {max_reconnects}")
+        return open_tunnel(
+            self._owner,
+            lambda: transport.tunnel(self._usable(), remote_port, max_reconnects),
+            remote_port,
+            local_port,
+            probe,
+        )
 
     async def stop(self, *, headers: Mapping[str, str] | None = None) -> None:
         """End all that runs in it, politely (SIGTERM, a few seconds, SIGKILL); its files stay. Idempotent.

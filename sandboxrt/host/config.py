@@ -11,6 +11,7 @@ import platformdirs
 from sandboxrt.host.command import CommandSettings
 from sandboxrt.host.connections import ConnectionSettings
 from sandboxrt.host.sessions import SessionLimits
+from sandboxrt.host.tunnel import TunnelSettings
 from sandboxrt.models import DEFAULT_LIMITS, DEFAULT_REQUIRE, Isolation, Limits
 from sandboxrt.snapshots.content import SnapshotConfig
 
@@ -48,6 +49,7 @@ class HostConfig:
         command: Bounds of each command.
         sessions: Bounds of each sandbox's commands together.
         connections: Which ports inside may be reached, and the bounds of each sandbox's connections to them.
+        tunnels: The bounds of each tunnel.
         spill_quota_bytes: Disk for the output of one sandbox's commands that is too much for memory.
         keep: Leave sandboxes as ``stopped`` with their files when the host ends or dies, and take over those that dead
             hosts have kept: for servers. Otherwise a host's sandboxes go with it.
@@ -65,5 +67,6 @@ class HostConfig:
     command: CommandSettings = attrs.field(factory=CommandSettings)
     sessions: SessionLimits = attrs.field(factory=SessionLimits)
     connections: ConnectionSettings = attrs.field(factory=ConnectionSettings)
+    tunnels: TunnelSettings = attrs.field(factory=TunnelSettings)
     spill_quota_bytes: int = 4 * 1024**3
     keep: bool = False

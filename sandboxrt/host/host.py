@@ -39,11 +39,13 @@ from sandboxrt.host.ports import SandboxRecords, Snapshots
 from sandboxrt.host.provision import Workshop, sandbox_dir
 from sandboxrt.host.sandbox import Sandbox, SandboxStatus
 from sandboxrt.host.search import FoundFiles, FoundLines
+from sandboxrt.host.tunnel import Tunnel
 from sandboxrt.models import IsolationReport, ResourceStatus, Snapshot
 from sandboxrt.protocol.exec import Execute, Reconnect
 from sandboxrt.protocol.rest import CaptureSnapshot, CreateSandbox, CreateSnapshot, SandboxInfo, UpdateSandbox
 from sandboxrt.snapshots.content import Progress
 from sandboxrt.store import SandboxRow, Store
+from sandboxrt.tunnels.mux import Wire
 
 __all__ = ["Host", "HostConfig", "HostState", "clean_leftovers", "default_engine", "open_host"]
 
@@ -487,6 +489,15 @@ class Host:
         Cancellation: atomic.
         """
         return await (await self.find(name)).connect(port)
+
+    async def open_tunnel(self, name: str, wire: Wire) -> Tunnel:
+        """A tunnel into a sandbox over ``wire``; it ends with what runs there, or with the wire.
+
+        Raises:
+            ResourceNotFoundError: There is no such sandbox.
+            SandboxNotReadyError: It is not ready.
+        """
+        return (await self.find(name)).open_tunnel(wire)
 
     async def read_file(self, name: str, path: str) -> bytes:
         """The whole content of a file; errors as :func:`sandboxrt.host.files.read_file` says."""

@@ -48,12 +48,14 @@ from sandboxrt.host.search import Searcher
 from sandboxrt.host.sessions import SessionTable
 from sandboxrt.host.spill import SpillFile, SpillQuota
 from sandboxrt.host.stream import OutputStream
+from sandboxrt.host.tunnel import Tunnel
 from sandboxrt.models import IsolationReport
 from sandboxrt.protocol.exec import ErrorFrame, Execute, Reconnect
 from sandboxrt.protocol.output import ReplayBuffer
 from sandboxrt.protocol.rest import CreateSandbox, SandboxInfo, UpdateSandbox
 from sandboxrt.snapshots.content import CaptureSource
 from sandboxrt.store import SandboxRow
+from sandboxrt.tunnels.mux import Wire
 
 __all__ = ["Sandbox", "SandboxStatus"]
 
@@ -319,6 +321,7 @@ class Sandbox:
         except Exception as error:  # noqa: BLE001  as that of a first start
             self.error = _public(sole_error(error), self.name)
         self.status = SandboxStatus.FAILED
+        self._stopped_at = None
         with self._noting_trouble():
             self._row = await self._shop.records.set_sandbox_status(self.id, "failed", str(self.error))
         self.at_rest.set()
@@ -525,6 +528,22 @@ class Sandbox:
         container, _ = self._ready()
         return await self._connections.connect(container, port)
 
+    def open_tunnel(self, wire: Wire) -> Tunnel:
+        """A tunnel over ``wire``, which ends with what runs in this sandbox.
+
+        Raises:
+            SandboxNotReadyError: It is not ready.
+        """
+        self._ready()
+        tunnel = Tunnel(wire, self.connect, self._shop.config.tunnels)
+
+        def failed(error: Exception) -> None:
+            _log.error("a tunnel into sandbox %s failed in the host", self.name, exc_info=error)
+
+        assert self._nursery is not None
+        self._nursery.start_soon(supervise, tunnel.run, failed)
+        return tunnel
+
     async def read_file(self, path: str) -> bytes:
         """The whole content of a regular file; errors as :func:`sandboxrt.host.files.read_file` says."""
         resolve_path(path)
@@ -583,7 +602,7 @@ class Sandbox:
 
     async def _copy_files(self, target: Path, reserve_bytes: int) -> Captured:
         """Copy what was written in it, as of one instant; once it is at rest, where it is being stopped."""
-        with self.activity(), self._captures.one():
+        with self._captures.one():
             while True:
                 if self.status is SandboxStatus.STOPPED:
                     await self.at_rest.wait()
@@ -600,7 +619,11 @@ class Sandbox:
             uid_base = self._row.uid_base
             return await self._shop.engine.capture(self._folder, uid_base, target, reserve_bytes=reserve_bytes)
         assert self._container is not None
-        return await self._container.capture(target, reserve_bytes=reserve_bytes)
+        self.touch()
+        try:
+            return await self._container.capture(target, reserve_bytes=reserve_bytes)
+        finally:
+            self.touch()
 
     def isolation(self) -> IsolationReport:
         """What isolation it really has.
@@ -647,7 +670,7 @@ class Sandbox:
 
     @property
     def _busy(self) -> bool:
-        return bool(self._sessions.attended or self._activities or len(self._connections))
+        return bool(self._sessions.attended or self._activities or len(self._connections) or self._captures.running)
 
     def _idle_for_s(self) -> float:
         return 0.0 if self._busy else trio.current_time() - self._last_active_at

@@ -29,6 +29,7 @@ from sandboxrt.protocol.yamux_frames import (
     GoAwayCode,
     Kind,
     YamuxError,
+    data_frame,
 )
 
 __all__ = [
@@ -48,6 +49,8 @@ __all__ = [
 
 _MAX_CONTROL_FRAMES: Final = 1024
 _MAX_WINDOW_BYTES: Final = 2**31 - 1
+_MAX_PASSED_OVER: Final = 1024
+"""How many streams may be opened later than others with higher numbers."""
 
 
 @attrs.frozen
@@ -121,7 +124,9 @@ class Session:
     Args:
         role: ``"client"`` opens streams with odd numbers, ``"server"`` with even ones.
         window_bytes: How much a peer may send on a stream before it is read, at least 256 KiB. What is above that is
-            granted when the stream opens: it decides the throughput over a link with a delay.
+            granted when the stream opens: it decides the throughput over a link with a delay. :meth:`widen` grants
+            more to a stream that has use for it.
+        max_window_bytes: The most that :meth:`widen` gives to one stream.
         max_streams: How many streams the peer may have open; further ones are reset at once.
     """
 
@@ -129,20 +134,28 @@ class Session:
         self,
         role: Literal["client", "server"],
         *,
-        window_bytes: int = 1024**2,
+        window_bytes: int = INITIAL_WINDOW_BYTES,
+        max_window_bytes: int | None = None,
         max_streams: int = 1024,
     ) -> None:
         if not INITIAL_WINDOW_BYTES <= window_bytes <= _MAX_WINDOW_BYTES:
             raise ValueError(f"window_bytes must be {INITIAL_WINDOW_BYTES} to {_MAX_WINDOW_BYTES}, not {window_bytes}")
+        if max_window_bytes is None:
+            max_window_bytes = window_bytes
+        if not window_bytes <= max_window_bytes <= _MAX_WINDOW_BYTES:
+            raise ValueError(f"max_window_bytes must be {window_bytes} to {_MAX_WINDOW_BYTES}, not {max_window_bytes}")
         if max_streams < 1:
             raise ValueError(f"max_streams must be at least 1, not {max_streams}")
         self._window_bytes = window_bytes
+        self._max_window_bytes = max_window_bytes
         self._max_streams = max_streams
         self._streams: dict[int, _Stream] = {}
         self._next_id = 1 if role == "client" else 2
         self._newest_of_peer = 0
-        self._reader = FrameReader(window_bytes)
+        self._passed_over: set[int] = set()
+        self._reader = FrameReader(max_window_bytes)
         self._frames: deque[bytes] = deque()
+        self._queued_bytes = 0
         self._control_frames = 0
         self._failed = False
         self._going_away = False
@@ -164,8 +177,17 @@ class Session:
         """What is to be sent now, each to be one message, in order."""
         frames = list(self._frames)
         self._frames.clear()
-        self._control_frames = 0
+        self._queued_bytes = self._control_frames = 0
         return frames
+
+    @property
+    def queued_bytes(self) -> int:
+        """How much there is to be sent. Whoever sends data waits while it is much: windows alone bound it loosely."""
+        return self._queued_bytes
+
+    def is_open(self, stream_id: int) -> bool:
+        """Whether a stream has not ended both ways, nor been reset."""
+        return stream_id in self._streams
 
     # -- what this side does -----------------------------------------------------------------------------------------
 
@@ -197,8 +219,9 @@ class Session:
         taken = min(len(data), stream.sendable)
         view = memoryview(data)
         for at in range(0, taken, MAX_FRAME_DATA_BYTES):
-            piece = bytes(view[at : min(at + MAX_FRAME_DATA_BYTES, taken)])
-            self._put(Frame(Kind.DATA, Flag.NONE, stream_id, data=piece))
+            frame = data_frame(stream_id, view[at : min(at + MAX_FRAME_DATA_BYTES, taken)])
+            self._frames.append(frame)
+            self._queued_bytes += len(frame)
         stream.sendable -= taken
         return taken
 
@@ -216,15 +239,15 @@ class Session:
         if self._streams.pop(stream_id, None) is not None:
             self._put(Frame(Kind.WINDOW_UPDATE, Flag.RST, stream_id))
 
-    def consume(self, stream_id: int, n_bytes: int) -> None:
-        """Say that received data was used up, so that the peer may send as much again.
+    def consume(self, stream_id: int, n_bytes: int) -> bool:
+        """Say that received data was used up, so that the peer may send as much again. Whether it was told so now.
 
         Raises:
             ValueError: More than was received.
         """
         stream = self._streams.get(stream_id)
         if stream is None:
-            return
+            return False
         if not 0 <= n_bytes <= stream.granted - stream.receivable - stream.consumed:
             raise ValueError(f"stream {stream_id} has not received {n_bytes} bytes that are not used up")
         stream.consumed += n_bytes
@@ -232,6 +255,24 @@ class Session:
         if stream.consumed * 2 >= stream.granted and not stream.ended_there:
             self._grant(stream_id, stream, stream.consumed)
             stream.consumed = 0
+            return True
+        return False
+
+    def window_bytes(self, stream_id: int) -> int:
+        """How large the window is that the peer has on this stream; 0 when the stream is over."""
+        stream = self._streams.get(stream_id)
+        return 0 if stream is None else stream.granted
+
+    def widen(self, stream_id: int, n_bytes: int) -> int:
+        """Enlarge the window that the peer has on this stream, within the maximum. Returns by how much that was."""
+        stream = self._streams.get(stream_id)
+        if stream is None or stream.ended_there:
+            return 0
+        more = max(0, min(n_bytes, self._max_window_bytes - stream.granted))
+        if more:
+            stream.granted += more
+            self._grant(stream_id, stream, more)
+        return more
 
     def ping(self, number: int) -> None:
         """Ask the peer for a sign of life."""
@@ -315,9 +356,7 @@ class Session:
         stream_id = frame.stream_id
         if self._is_ours(stream_id):
             raise YamuxError(f"the peer opened stream {stream_id}, whose number is of this side's kind")
-        if stream_id <= self._newest_of_peer:
-            raise YamuxError(f"stream {stream_id} was opened twice, or after a later one")
-        self._newest_of_peer = stream_id
+        self._note_number(stream_id)
         if len(self._streams) >= self._max_streams or self._going_away:
             self._put_control(Frame(Kind.WINDOW_UPDATE, Flag.RST, stream_id))
             return [], None
@@ -363,11 +402,28 @@ class Session:
     def _is_ours(self, stream_id: int) -> bool:
         return stream_id % 2 == self._next_id % 2
 
+    def _note_number(self, stream_id: int) -> None:
+        """Numbers may come out of order: official clients give them out in one thread and send them from another."""
+        if stream_id <= self._newest_of_peer:
+            if stream_id not in self._passed_over:
+                raise YamuxError(f"stream {stream_id} was opened twice")
+            self._passed_over.remove(stream_id)
+            return
+        following = self._newest_of_peer + 2 if self._newest_of_peer else stream_id % 2 or 2
+        if (stream_id - following) // 2 > _MAX_PASSED_OVER - len(self._passed_over):
+            raise YamuxError(f"stream {stream_id} was opened before {_MAX_PASSED_OVER} others with lower numbers")
+        self._passed_over.update(range(following, stream_id, 2))
+        self._newest_of_peer = stream_id
+
     def _never_opened(self, stream_id: int) -> bool:
-        return stream_id >= self._next_id if self._is_ours(stream_id) else stream_id > self._newest_of_peer
+        if self._is_ours(stream_id):
+            return stream_id >= self._next_id
+        return stream_id > self._newest_of_peer or stream_id in self._passed_over
 
     def _put(self, frame: Frame) -> None:
-        self._frames.append(frame.encode())
+        encoded = frame.encode()
+        self._frames.append(encoded)
+        self._queued_bytes += len(encoded)
 
     def _put_control(self, frame: Frame) -> None:
         """Answer the peer, which decides how often: when it asks for more than it reads, the rest gets no answer."""

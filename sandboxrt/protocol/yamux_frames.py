@@ -14,6 +14,7 @@ import attrs
 
 __all__ = [
     "INITIAL_WINDOW_BYTES",
+    "MAX_FRAME_BYTES",
     "MAX_FRAME_DATA_BYTES",
     "Flag",
     "Frame",
@@ -21,14 +22,18 @@ __all__ = [
     "GoAwayCode",
     "Kind",
     "YamuxError",
+    "data_frame",
 ]
 
 INITIAL_WINDOW_BYTES: Final = 256 * 1024
 """What each side may send on a new stream before it is granted more."""
-MAX_FRAME_DATA_BYTES: Final = 64 * 1024
-"""How much data a frame of ours carries at most, so that streams take turns."""
 _HEADER: Final = struct.Struct("!BBHII")
+MAX_FRAME_BYTES: Final = 64 * 1024
+"""How long a frame of ours is at most, so that streams take turns and every peer takes it as one message."""
+MAX_FRAME_DATA_BYTES: Final = MAX_FRAME_BYTES - _HEADER.size
+"""How much data is in such a frame."""
 _VERSION: Final = 0
+_KINDS: Final = 4
 
 
 class YamuxError(Exception):
@@ -86,6 +91,11 @@ class Frame:
         return _HEADER.pack(_VERSION, self.kind, self.flags, self.stream_id, value) + self.data
 
 
+def data_frame(stream_id: int, data: bytes | bytearray | memoryview) -> bytes:
+    """The bytes of a frame with data and no flags; the data is copied once."""
+    return b"".join((_HEADER.pack(_VERSION, Kind.DATA, 0, stream_id, len(data)), data))
+
+
 @attrs.define
 class FrameReader:
     """Finds frames in bytes that come in pieces of any size.
@@ -103,25 +113,34 @@ class FrameReader:
         Raises:
             YamuxError: What follows is no frame of this version.
         """
-        self._buffer += data
+        # Mostly a message is a frame, and then its data is copied once.
+        source: bytes | bytearray
+        if self._buffer or not isinstance(data, bytes):
+            self._buffer += data
+            source = self._buffer
+        else:
+            source = data
         at = 0
         try:
-            while len(self._buffer) - at >= _HEADER.size:
-                version, kind, flags, stream_id, value = _HEADER.unpack_from(self._buffer, at)
+            while len(source) - at >= _HEADER.size:
+                version, kind, flags, stream_id, value = _HEADER.unpack_from(source, at)
                 length = self._data_length(version, kind, value)
                 end = at + _HEADER.size + length
-                if len(self._buffer) < end:
+                if len(source) < end:
                     return
-                content = bytes(memoryview(self._buffer)[at + _HEADER.size : end])
+                content = bytes(memoryview(source)[at + _HEADER.size : end]) if length else b""
                 at = end
                 yield Frame(Kind(kind), Flag(flags & 0xF), stream_id, value, content)
         finally:
-            del self._buffer[:at]
+            if source is self._buffer:
+                del self._buffer[:at]
+            else:
+                self._buffer += memoryview(source)[at:]
 
     def _data_length(self, version: int, kind: int, value: int) -> int:
         if version != _VERSION:
             raise YamuxError(f"frame of version {version}, not {_VERSION}")
-        if kind not in Kind.__members__.values():
+        if kind >= _KINDS:
             raise YamuxError(f"frame of unknown kind {kind}")
         if kind != Kind.DATA:
             return 0

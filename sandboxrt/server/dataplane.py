@@ -31,6 +31,7 @@ from sandboxrt.server.files import FileSettings, download, upload
 from sandboxrt.server.replies import BusyError, error_reply, reply
 from sandboxrt.server.search import glob, grep
 from sandboxrt.server.sse import StreamSettings, resume, start
+from sandboxrt.server.tunnel_ws import TunnelSockets, TunnelSocketSettings
 
 __all__ = ["DataPlane", "DataPlaneSettings"]
 
@@ -49,6 +50,7 @@ class DataPlaneSettings:
         sockets: Those of each command socket.
         streams: Those of each stream of events.
         files: Those of each transfer.
+        tunnels: Those of tunnels.
         input_bytes: Input that all sockets together take ahead of their commands.
         max_commands: Sockets, streams and waiting requests of one sandbox at once; one more gets a 429.
         max_transfers: Uploads and downloads of one sandbox at once, likewise.
@@ -58,6 +60,7 @@ class DataPlaneSettings:
     sockets: SocketSettings = attrs.field(factory=SocketSettings)
     streams: StreamSettings = attrs.field(factory=StreamSettings)
     files: FileSettings = attrs.field(factory=FileSettings)
+    tunnels: TunnelSocketSettings = attrs.field(factory=TunnelSocketSettings)
     input_bytes: int = 256 * 1024**2
     max_commands: int = 512
     max_transfers: int = 32
@@ -87,6 +90,7 @@ class DataPlane:
         self._settings = settings or DataPlaneSettings()
         self._input_budget = InputBudget(self._settings.input_bytes)
         self._under_way: Counter[tuple[str, str]] = Counter()
+        self._tunnels = TunnelSockets(host.open_tunnel, self._settings.tunnels, self.stopping)
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} with {self._under_way.total()} requests under way>"
@@ -130,7 +134,7 @@ class DataPlane:
             route("/glob", ["POST"], "search", settings.max_searches, lambda s, r: glob(host, s, r)),
             route("/grep", ["POST"], "search", settings.max_searches, lambda s, r: grep(host, s, r)),
             route("/download", ["GET"], "transfer", settings.max_transfers, lambda s, r: download(host, s, r)),
-            Route(prefix + "/tunnel", _no_tunnel, methods=["GET", "POST"]),
+            Route(prefix + "/tunnel", _no_upgrade, methods=["GET"]),
         ]
 
     @contextmanager
@@ -187,7 +191,12 @@ class DataPlane:
         await serve_socket(websocket, attach, self._settings.sockets, stopping=self.stopping, budget=self._input_budget)
 
     async def _tunnel(self, websocket: WebSocket) -> None:
-        await websocket.send_denial_response(_not_implemented())
+        try:
+            sandbox = await self.find(websocket)
+            await self.wake(sandbox)
+            await self._tunnels.serve(websocket, sandbox)
+        except SandboxClientError as error:
+            await websocket.send_denial_response(error_reply(error))
 
 
 class _Endpoint:
@@ -227,9 +236,6 @@ class _Endpoint:
         await failure(scope, receive, send)
 
 
-async def _no_tunnel(request: Request) -> Response:
-    return _not_implemented()
-
-
-def _not_implemented() -> Response:
-    return reply(501, "NotImplemented", "This server has no tunnels yet")
+async def _no_upgrade(request: Request) -> Response:
+    headers = {"Upgrade": "websocket", "Connection": "Upgrade"}
+    return reply(426, "UpgradeRequired", "A tunnel is a WebSocket; ask for the upgrade", headers=headers)

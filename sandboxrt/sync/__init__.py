@@ -9,5 +9,6 @@ from sandboxrt.sync.client import SandboxClient
 from sandboxrt.sync.command import CommandHandle, OutputIterator
 from sandboxrt.sync.sandbox import Sandbox
 from sandboxrt.sync.service import ServiceURL
+from sandboxrt.sync.tunnel import Tunnel
 
-__all__ = ["CommandHandle", "OutputIterator", "Sandbox", "SandboxClient", "ServiceURL"]
+__all__ = ["CommandHandle", "OutputIterator", "Sandbox", "SandboxClient", "ServiceURL", "Tunnel"]

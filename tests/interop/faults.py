@@ -4,6 +4,7 @@
 * ``{"socket": {"after_bytes": 100, "close": 1011, "times": 1}}``: a command's socket is closed with that code once so
   many bytes of frames were sent to the client; the next frame is not. For ``"abort"`` :class:`Proxy` resets the TCP
   connection after exactly so many bytes behind the handshake's answer.
+* ``{"drop_tunnels": true}``: every tunnel's socket is closed with 1011, now.
 * ``{"forget": true}``: no faults, nothing seen. ``{"seen": true}``: the paths asked for, and how many cuts were made.
 """
 
@@ -40,6 +41,7 @@ class Faults:
     socket: dict[str, Any] = attrs.field(factory=dict)
     paths: list[str] = attrs.field(factory=list)
     cuts: int = 0
+    tunnels: set[trio.CancelScope] = attrs.field(factory=set)
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] == "lifespan":
@@ -52,6 +54,8 @@ class Faults:
         del self.paths[:-1000]
         if scope["type"] == "websocket" and scope["path"].endswith("/execute/ws"):
             await self._socket(scope, receive, send)
+        elif scope["type"] == "websocket" and scope["path"].endswith("/tunnel"):
+            await self._tunnel(scope, receive, send)
         else:
             await self.app(scope, receive, send)
 
@@ -66,12 +70,25 @@ class Faults:
         if order.get("forget"):
             self.handshake, self.socket, self.cuts = {}, {}, 0
             self.paths.clear()
+        if order.get("drop_tunnels"):
+            for tunnel in self.tunnels:
+                tunnel.cancel()
         self.handshake = order.get("handshake", self.handshake)
         self.socket = order.get("socket", self.socket)
         answer = json.dumps({"paths": self.paths, "cuts": self.cuts}).encode()
         headers = [(b"content-type", b"application/json"), (b"content-length", str(len(answer)).encode())]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         await send({"type": "http.response.body", "body": answer})
+
+    async def _tunnel(self, scope: Any, receive: Any, send: Any) -> None:
+        with trio.CancelScope() as tunnel:
+            self.tunnels.add(tunnel)
+            try:
+                await self.app(scope, receive, send)
+            finally:
+                self.tunnels.discard(tunnel)
+        if tunnel.cancelled_caught:
+            await send({"type": "websocket.close", "code": 1011})
 
     async def _socket(self, scope: Any, receive: Any, send: Any) -> None:
         if self.handshake.get("times", 0) > 0:

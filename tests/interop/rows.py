@@ -78,6 +78,13 @@ ROWS: Final = {
         "socket closed before `started`",
         quirk="0.7.38 gives up with an error although the command runs; 0.11.1 too, unless the close was a clean one",
     ),
+    "35": Row("tunnels: a web server, twenty connections at once, nobody listens"),
+    "35 much": Row("100 MB each way through a tunnel", timeout_s=120),
+    "35 cut": Row(
+        "a tunnel whose WebSocket is closed",
+        quirk="connections that were open break, in silence; the next one opens another WebSocket",
+    ),
+    "36": Row("a tunnel's local port is in use"),
     "37": Row("service URL: requests, refresh, cookie, WebSocket"),
     "37 bad": Row("service URL: expired and wrong tokens, wrong ports, nobody there"),
     "38": Row("the context manager deletes, whatever happened"),

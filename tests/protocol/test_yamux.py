@@ -316,3 +316,24 @@ def test_a_header_has_three_bytes() -> None:
     assert ConnectHeader.decode(header.encode()) == header
     assert header.supported
     assert not ConnectHeader(1, version=2).supported
+
+
+def test_streams_may_come_out_of_order() -> None:
+    session = Session("server")
+    opened = [Frame(Kind.WINDOW_UPDATE, Flag.SYN, number).encode() for number in (5, 1, 3, 9)]
+    events = [event for frame in opened for event in session.receive(frame)]
+    assert events == [StreamOpened(5), StreamOpened(1), StreamOpened(3), StreamOpened(9)]
+    with pytest.raises(YamuxError, match="stream 3 was opened twice"):
+        session.receive(opened[2])
+
+
+def test_not_too_many_streams_may_come_later() -> None:
+    with pytest.raises(YamuxError, match="before 1024 others"):
+        Session("server").receive(Frame(Kind.WINDOW_UPDATE, Flag.SYN, 4001).encode())
+
+
+def test_data_of_a_stream_that_is_yet_to_come() -> None:
+    session = Session("server")
+    session.receive(Frame(Kind.WINDOW_UPDATE, Flag.SYN, 5).encode())
+    with pytest.raises(YamuxError, match="stream 3 was never opened"):
+        session.receive(Frame(Kind.DATA, Flag.NONE, 3, data=b"x").encode())

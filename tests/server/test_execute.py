@@ -249,7 +249,8 @@ async def test_leaving_a_stream_leaves_nothing_behind(fake_host: OpenFake) -> No
                 await trio.sleep(0.01)
 
 
-async def test_the_tunnel_is_not_there_yet(fake_host: OpenFake) -> None:
+async def test_a_tunnel_without_a_websocket(fake_host: OpenFake) -> None:
     async with fake_host() as (host, _), serve(host) as served:
         answer = await served.http.get("/box/box/tunnel")
-        assert (answer.status_code, detail(answer)["error"]) == (501, "NotImplemented")
+        assert (answer.status_code, detail(answer)["error"]) == (426, "UpgradeRequired")
+        assert answer.headers["upgrade"] == "websocket"

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping
+from contextlib import AbstractAsyncContextManager
 from typing import Literal, Protocol
 
 import httpx
+import trio
 
 from sandboxrt.models import DownloadURL, IsolationReport, ResourceStatus, Snapshot
 from sandboxrt.protocol.exec import ClientFrame, Execute, Reconnect, ServerFrame
@@ -19,7 +21,7 @@ from sandboxrt.protocol.rest import (
     UpdateSandbox,
 )
 
-__all__ = ["Attachment", "Transport"]
+__all__ = ["Attachment", "Dialer", "Transport"]
 
 
 class Attachment(Protocol):
@@ -44,6 +46,24 @@ class Attachment(Protocol):
 
     async def aclose(self) -> None:
         """Detach. Idempotent."""
+        ...
+
+
+class Dialer(Protocol):
+    """An open way into one sandbox, over which ports inside are reached."""
+
+    async def dial(self) -> trio.abc.HalfCloseableStream:
+        """A connection to the port; the caller closes it.
+
+        Raises:
+            TunnelConnectionRefusedError: Nothing listens there.
+            TunnelPortNotAllowedError: The other side's rules exclude it.
+            TunnelUnsupportedVersionError: The other side speaks another version of the protocol.
+            TunnelError: There is no way just now.
+            SandboxClientError: The sandbox is not there, or not ready.
+
+        Cancellation: atomic.
+        """
         ...
 
 
@@ -125,6 +145,14 @@ class Transport(Protocol):
 
     async def attach(self, sandbox: SandboxInfo, first: Execute | Reconnect) -> Attachment:
         """Start a command or attach to one."""
+        ...
+
+    def tunnel(self, sandbox: SandboxInfo, port: int, max_reconnects: int) -> AbstractAsyncContextManager[Dialer]:
+        """A way to a port inside, for the length of the block; over a network it is made anew when it breaks.
+
+        Raises (on entering):
+            SandboxClientError: The sandbox cannot be reached at all.
+        """
         ...
 
     async def read_file(self, sandbox: SandboxInfo, path: str) -> bytes:

@@ -16,12 +16,13 @@ import httpx
 import trio
 
 from sandboxrt.client.config import RemoteConfig
-from sandboxrt.client.transport.base import Attachment
+from sandboxrt.client.transport.base import Attachment, Dialer
 from sandboxrt.client.transport.execute import ExecuteOnce
 from sandboxrt.client.transport.link import CommandLink, NotStartedError
 from sandboxrt.client.transport.replies import dataplane_error
 from sandboxrt.client.transport.requests import Requests
-from sandboxrt.client.transport.websocket import SocketLimits, open_socket, socket_url
+from sandboxrt.client.transport.tunnel import TunnelLink
+from sandboxrt.client.transport.websocket import Socket, SocketLimits, open_socket, socket_url
 from sandboxrt.errors import (
     DataplaneNotConfiguredError,
     ResourceCreationError,
@@ -257,6 +258,17 @@ class HttpTransport:
             await link.aclose()
             raise
         return link
+
+    @contextlib.asynccontextmanager
+    async def tunnel(self, sandbox: SandboxInfo, port: int, max_reconnects: int) -> AsyncIterator[Dialer]:
+        """A way to a port inside, over a WebSocket of its own."""
+        url = socket_url(await self._dataplane(sandbox)) + "/tunnel"
+
+        def dial(headers: Mapping[str, str]) -> contextlib.AbstractAsyncContextManager[Socket]:
+            return open_socket(url, {**self.requests.headers, **headers}, self._limits, self.requests.tls)
+
+        async with TunnelLink.opened(dial, port, max_reconnects) as link:
+            yield link
 
     async def _execute(self, url: str, body: Mapping[str, Any], timeout_s: float) -> Any:
         limit = timeout_s + _EXECUTE_MARGIN_S if timeout_s else 0

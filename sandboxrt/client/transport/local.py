@@ -8,8 +8,9 @@ from typing import Literal
 
 import attrs
 import httpx
+import trio
 
-from sandboxrt.client.transport.base import Attachment
+from sandboxrt.client.transport.base import Attachment, Dialer
 from sandboxrt.engine.base import Engine
 from sandboxrt.gateway.local import LocalServices
 from sandboxrt.host.config import HostConfig
@@ -123,6 +124,11 @@ class LocalTransport:
         """Start a command or attach to one."""
         return await self.host.attach(sandbox.id, first)
 
+    @contextlib.asynccontextmanager
+    async def tunnel(self, sandbox: SandboxInfo, port: int, max_reconnects: int) -> AsyncIterator[Dialer]:
+        """A way to a port inside: nothing lies between."""
+        yield _LocalDialer(self.host, sandbox.id, port)
+
     async def read_file(self, sandbox: SandboxInfo, path: str) -> bytes:
         """A file's content."""
         return await self.host.read_file(sandbox.id, path)
@@ -148,3 +154,13 @@ class LocalTransport:
     async def isolation(self, sandbox: SandboxInfo) -> IsolationReport:
         """What isolation a sandbox really has."""
         return await self.host.isolation(sandbox.id)
+
+
+@attrs.frozen
+class _LocalDialer:
+    host: Host
+    sandbox_id: str
+    port: int
+
+    async def dial(self) -> trio.abc.HalfCloseableStream:
+        return await self.host.connect(self.sandbox_id, self.port)

@@ -73,13 +73,19 @@ class Socket:
     _connection: trio_websocket.WebSocketConnection
     _limits: SocketLimits
 
-    async def send(self, text: str) -> None:
+    def header(self, name: str) -> str | None:
+        """A header of the answer to the upgrade."""
+        wanted = name.lower().encode()
+        found = [bytes(text) for key, text in self._connection.handshake_headers if bytes(key).lower() == wanted]
+        return found[-1].decode("latin-1") if found else None
+
+    async def send(self, message: str | bytes) -> None:
         """Send a message. Raises ``SandboxConnectionError`` when the peer is gone.
 
         Cancellation: part of the message may have been sent; nothing else can be then.
         """
         try:
-            await self._connection.send_message(text)
+            await self._connection.send_message(message)
         except trio_websocket.ConnectionClosed as closed:
             raise _lost(closed) from None
 

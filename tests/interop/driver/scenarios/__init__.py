@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable
 
 from context import Context
 
-from scenarios import captures, commands, control, extras, faults, files, lifecycle, services, sessions
+from scenarios import captures, commands, control, extras, faults, files, lifecycle, services, sessions, tunnels
 
 SCENARIOS: dict[str, Callable[[Context], Awaitable[None]]] = {
     **control.SCENARIOS,
@@ -16,6 +16,7 @@ SCENARIOS: dict[str, Callable[[Context], Awaitable[None]]] = {
     **sessions.SCENARIOS,
     **faults.SCENARIOS,
     **files.SCENARIOS,
+    **tunnels.SCENARIOS,
     **extras.SCENARIOS,
     **services.SCENARIOS,
 }

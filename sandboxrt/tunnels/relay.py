@@ -1,0 +1,103 @@
+"""Copies between two streams, both ways, until both ways have ended: what a tunnel does for each connection."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import socket
+import struct
+from collections.abc import AsyncIterator
+
+import attrs
+import trio
+
+__all__ = ["Relay", "abort_socket"]
+
+_CHUNK_BYTES = 256 * 1024
+_BROKEN = (trio.BrokenResourceError, trio.ClosedResourceError)
+_AT_ONCE = struct.pack("ii", 1, 0)
+
+
+@attrs.define(eq=False)
+class Relay:
+    """Two streams that are to be one.
+
+    Each way ends by itself: its end is passed on, and the other way goes on. When a stream breaks, so does the relay;
+    but what a program has said before it closed its end still arrives, though nobody there listens any more.
+
+    Attributes:
+        one: A stream; its user closes it.
+        other: Likewise.
+        half_open_s: How long nothing may come when one way has ended: not everyone ends the other one, ever.
+        said_all: Whether ``one`` has ended its way.
+    """
+
+    one: trio.abc.HalfCloseableStream
+    other: trio.abc.HalfCloseableStream
+    half_open_s: float = 600.0
+    said_all: bool = False
+    _ended: int = 0
+    _whole: bool = True
+    _scope: trio.CancelScope = attrs.field(factory=trio.CancelScope)
+
+    async def run(self) -> bool:
+        """Copy until both ways have ended; whether both were copied whole.
+
+        Cancellation: Ends it; what was read and not yet written is lost.
+        """
+        with self._scope:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._copy, self.other, self.one)
+                await self._copy(self.one, self.other)
+        return self._whole and not self._scope.cancelled_caught
+
+    async def _copy(self, source: trio.abc.HalfCloseableStream, sink: trio.abc.HalfCloseableStream) -> None:
+        try:
+            while data := await source.receive_some(_CHUNK_BYTES):
+                if self._ended:
+                    self._postpone_end()
+                try:
+                    await sink.send_all(data)
+                except _BROKEN:
+                    self._whole = False
+                    await self._swallow(source)
+                    break
+        except _BROKEN:
+            self._whole = False
+            self._scope.cancel()
+            return
+        if source is self.one:
+            self.said_all = True
+        if self._whole:
+            with contextlib.suppress(*_BROKEN):
+                await sink.send_eof()
+        self._ended += 1
+        self._postpone_end()
+
+    async def _swallow(self, source: trio.abc.HalfCloseableStream) -> None:
+        """Take what nobody wants any more, while the other way may still have something to say."""
+        if self._ended:
+            self._scope.cancel()
+        self._ended += 1
+        while await source.receive_some(_CHUNK_BYTES):
+            pass
+
+    def _postpone_end(self) -> None:
+        self._scope.deadline = trio.current_time() + self.half_open_s if self._ended < 2 else math.inf
+
+
+def abort_socket(sock: trio.socket.SocketType) -> None:
+    """Close a TCP connection so that the other side does not take what it has for all there is."""
+    with contextlib.suppress(OSError):
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _AT_ONCE)
+    sock.close()
+
+
+@contextlib.asynccontextmanager
+async def aborting(stream: trio.SocketStream) -> AsyncIterator[None]:
+    """Abort a connection when the block is left by an exception."""
+    try:
+        yield
+    except BaseException:
+        abort_socket(stream.socket)
+        raise

@@ -1,0 +1,241 @@
+"""A wire that goes over one connection after another: what a broken one lost is sent again over the next.
+
+Both sides of a tunnel have one below their session, where both know how (``protocol/resume.py``); the session and its
+streams notice nothing but a pause. The client makes the connections; for the server a newer one ends an older one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Protocol
+
+import attrs
+import trio
+
+from sandboxrt.protocol.resume import (
+    ACKNOWLEDGE_BYTES,
+    REPLAY_BYTES,
+    Receipts,
+    ReplayLog,
+    ResumeError,
+    receipt_from_text,
+    receipt_to_text,
+)
+from sandboxrt.tunnels.mux import WireClosedError
+
+__all__ = ["Connection", "ResumeSettings", "ResumingWire"]
+
+
+class Connection(Protocol):
+    """One connection: bytes are the stream, text is about it."""
+
+    async def send(self, message: bytes | str) -> None:
+        """Send a message. Raises :class:`~sandboxrt.tunnels.mux.WireClosedError`."""
+        ...
+
+    async def receive(self) -> bytes | str:
+        """The next message. Raises :class:`~sandboxrt.tunnels.mux.WireClosedError`. Cancellation: atomic."""
+        ...
+
+
+@attrs.frozen(kw_only=True)
+class ResumeSettings:
+    """The bounds.
+
+    Attributes:
+        replay_bytes: What is kept until it is acknowledged; who sends more waits.
+        acknowledge_bytes: After how much the peer is told what has come.
+        message_bytes: How long a message is that is made of several pieces.
+        inbox_bytes: What is taken from a connection ahead of its reader.
+        patience_s: How long the wire waits for another connection.
+    """
+
+    replay_bytes: int = REPLAY_BYTES
+    acknowledge_bytes: int = ACKNOWLEDGE_BYTES
+    message_bytes: int = 256 * 1024
+    inbox_bytes: int = 1024**2
+    patience_s: float = 30.0
+
+
+class ResumingWire:
+    """What a session is carried by, whichever connection carries it just now.
+
+    Its owner gives it connections, one at a time, within :meth:`turn`, and runs :meth:`expire`.
+    """
+
+    def __init__(self, settings: ResumeSettings | None = None) -> None:
+        self._settings = settings or ResumeSettings()
+        self._log = ReplayLog(self._settings.replay_bytes)
+        self._receipts = Receipts(self._settings.acknowledge_bytes)
+        self._inbox: deque[bytes] = deque()
+        self._inbox_bytes = 0
+        self._changed = trio.lowlevel.ParkingLot()
+        self._to_send = trio.lowlevel.ParkingLot()
+        self._lock = trio.Lock()
+        self._turn: trio.CancelScope | None = None
+        self._connected = False
+        self._over: str | None = None
+
+    def __repr__(self) -> str:
+        state = "over" if self._over is not None else "connected" if self._connected else "between connections"
+        return f"<{type(self).__name__} {state}>"
+
+    # -- the session's side ------------------------------------------------------------------------------------------
+
+    async def send(self, frames: list[bytes]) -> None:
+        """Take frames to be sent, now or over a later connection; waits while too much is not acknowledged.
+
+        Raises:
+            WireClosedError: The wire is over.
+        """
+        for frame in frames:
+            while self._log.full and self._over is None:
+                await self._changed.park()
+            self._check()
+            self._log.add(frame)
+            self._to_send.unpark_all()
+        await trio.lowlevel.checkpoint()
+
+    async def receive(self) -> bytes:
+        """What came next. Cancellation: atomic.
+
+        Raises:
+            WireClosedError: The wire is over.
+        """
+        await trio.lowlevel.checkpoint_if_cancelled()
+        while not self._inbox:
+            self._check()
+            await self._changed.park()
+        data = self._inbox.popleft()
+        self._inbox_bytes -= len(data)
+        self._changed.unpark_all()
+        return data
+
+    async def flush(self) -> None:
+        """Wait until a connection has taken everything, or the wire is over."""
+        while self._log.pending and self._over is None:
+            await self._changed.park()
+
+    # -- the owner's side --------------------------------------------------------------------------------------------
+
+    @property
+    def received(self) -> int:
+        """How many bytes have come over all connections."""
+        return self._receipts.received
+
+    @property
+    def over(self) -> bool:
+        """Whether it takes no more connections."""
+        return self._over is not None
+
+    def end(self, reason: str) -> None:
+        """Take no more connections; the session ends with ``reason``. Idempotent."""
+        if self._over is None:
+            self._over = reason
+            if self._turn is not None:
+                self._turn.cancel()
+            self._changed.unpark_all()
+
+    @contextlib.asynccontextmanager
+    async def turn(self) -> AsyncIterator[int]:
+        """The right to carry the stream, taken from the connection that has it; gives how many bytes have come.
+
+        That is what the peer is to be told before :meth:`carry`. The block is cancelled when another one begins.
+
+        Raises:
+            WireClosedError: The wire is over.
+        """
+        if self._turn is not None:
+            self._turn.cancel()
+        async with self._lock:
+            self._check()
+            with trio.CancelScope() as scope:
+                self._turn = scope
+                try:
+                    yield self._receipts.tell()
+                finally:
+                    if self._turn is scope:
+                        self._turn = None
+
+    async def carry(self, connection: Connection, peer_received: int) -> str:
+        """Carry the stream over a connection until it breaks; a sentence that says how it broke.
+
+        Args:
+            connection: The caller closes it.
+            peer_received: How many bytes the peer says that it has.
+        """
+        reasons: list[str] = []
+
+        async def until_broken(job: Callable[[Connection], Awaitable[None]]) -> None:
+            try:
+                await job(connection)
+            except WireClosedError as error:
+                reasons.append(str(error))
+            except ResumeError as error:
+                reasons.append(str(error))
+                self.end(str(error))
+            nursery.cancel_scope.cancel()
+
+        try:
+            self._log.resume(peer_received)
+        except ResumeError as error:
+            self.end(str(error))
+            return str(error)
+        self._connected = True
+        self._changed.unpark_all()
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(until_broken, self._send_over)
+                await until_broken(self._receive_over)
+        finally:
+            self._connected = False
+            self._changed.unpark_all()
+        return reasons[0]
+
+    async def expire(self) -> None:
+        """End the wire when it had no connection for too long; returns once it is over."""
+        while self._over is None:
+            if self._connected:
+                await self._changed.park()
+                continue
+            with trio.move_on_after(self._settings.patience_s):
+                while not self._connected and self._over is None:
+                    await self._changed.park()
+            if not self._connected:
+                self.end(f"no connection for {self._settings.patience_s:g} s")
+
+    # -- one connection ----------------------------------------------------------------------------------------------
+
+    async def _send_over(self, connection: Connection) -> None:
+        while True:
+            if self._receipts.due:
+                await connection.send(receipt_to_text(self._receipts.tell()))
+            elif self._log.pending:
+                await connection.send(self._log.take(self._settings.message_bytes))
+                self._changed.unpark_all()
+            else:
+                await self._to_send.park()
+
+    async def _receive_over(self, connection: Connection) -> None:
+        while True:
+            while self._inbox_bytes >= self._settings.inbox_bytes:
+                await self._changed.park()
+            # From here on nothing waits: what has come is counted, or has not come.
+            self._take_in(await connection.receive())
+
+    def _take_in(self, message: bytes | str) -> None:
+        if isinstance(message, str):
+            self._log.acknowledge(receipt_from_text(message))
+        else:
+            self._inbox.append(message)
+            self._inbox_bytes += len(message)
+            self._receipts.count(len(message))
+            if self._receipts.due:
+                self._to_send.unpark_all()
+        self._changed.unpark_all()
+
+    def _check(self) -> None:
+        if self._over is not None:
+            raise WireClosedError(self._over)
