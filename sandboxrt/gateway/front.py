@@ -39,13 +39,13 @@ class Front:
         send: Callable[[bytes], Awaitable[None]],
         peer: str,
     ) -> None:
-        self.connection = connection
-        self.peer = peer
-        self.is_head = False
+        self.connection: h11.Connection = connection
+        self.peer: str = peer
+        self.is_head: bool = False
         """Whether the request wants no body back."""
-        self.sent_bytes = 0
-        self.status = 0
-        self.receive = receive
+        self.sent_bytes: int = 0
+        self.status: int = 0
+        self.receive: Callable[[], Awaitable[bytes]] = receive
         self._send = send
 
     @property

@@ -107,7 +107,7 @@ class Gateway:
         stopping: trio.Event | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        self.site = site
+        self.site: ServiceSite = site
         self._sandboxes = sandboxes
         self._keys = keys
         self._settings = settings or GatewaySettings()

@@ -249,7 +249,7 @@ class _Connection(TCPServer):
     ) -> None:
         super().__init__(app, config, context, ConnectionState({}), stream)
         self.stream: Any = stream
-        self.side_door = side_door
+        self.side_door: SideDoor | None = side_door
         self._http: _Http11
         self._limits = limits
         self._scope = trio.CancelScope()

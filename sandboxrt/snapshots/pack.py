@@ -216,5 +216,5 @@ def _main(arguments: list[str]) -> None:
 if __name__ == "__main__":
     try:
         _main(sys.argv[1:])
-    except (OSError, ValueError) as error:
-        sys.exit(str(error))
+    except (OSError, ValueError) as _error:
+        sys.exit(str(_error))

@@ -188,7 +188,7 @@ class FakeContainer:
         self.spec = spec
         self.files = files
         self.processes: set[FakeProcess] = set()
-        self.ports = Ports()
+        self.ports: Ports = Ports()
         self._pid = 1
         self._oom_kills = 0
         self._death: str | None = None
