@@ -18,6 +18,7 @@ __all__ = [
     "IsolationReport",
     "Limits",
     "OutputChunk",
+    "Quota",
     "ResourceStatus",
     "RunConfig",
     "Snapshot",
@@ -145,6 +146,28 @@ class Limits:
 
 
 DEFAULT_LIMITS = Limits()
+
+
+@attrs.frozen(kw_only=True)
+class Quota:
+    """What all sandboxes of a tenant may take together. ``None`` means: nothing is said.
+
+    Attributes:
+        sandboxes: How many, stopped ones too.
+        vcpus: CPU time per wall-clock time, of all.
+        mem_bytes: Memory of all, in bytes.
+        storage_bytes: Disks of all, in bytes.
+    """
+
+    sandboxes: int | None = None
+    vcpus: float | None = None
+    mem_bytes: int | None = None
+    storage_bytes: int | None = None
+
+    def over(self, other: Quota) -> Quota:
+        """This one, with the other's word where this says nothing."""
+        said = attrs.asdict(self, filter=lambda _, value: value is not None)
+        return attrs.evolve(other, **said)
 
 
 class Isolation(enum.Enum):

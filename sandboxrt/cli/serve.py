@@ -11,11 +11,12 @@ from pathlib import Path
 import click
 import trio
 
+from sandboxrt.cli.quota import quota_options
 from sandboxrt.cli.values import PORTS, SIZE
 from sandboxrt.errors import SandboxClientError
 from sandboxrt.host.config import HostConfig, default_state_dir
 from sandboxrt.host.connections import ConnectionSettings, PortRules
-from sandboxrt.models import DEFAULT_LIMITS
+from sandboxrt.models import DEFAULT_LIMITS, Quota
 from sandboxrt.protocol.rest_wire import Ceilings
 from sandboxrt.server.app import AppSettings
 from sandboxrt.server.limits import KeyLimits
@@ -54,6 +55,7 @@ _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 @click.option("--max-cpus", type=click.FloatRange(min=0.01), default=_CEILINGS.vcpus, show_default=True)
 @click.option("--max-memory", type=SIZE, default=_CEILINGS.mem_bytes, help="Most that one sandbox may ask for. [1t]")
 @click.option("--max-disk", type=SIZE, default=_CEILINGS.fs_capacity_bytes, help="Likewise, of its disk. [8t]")
+@quota_options
 @click.option("--max-requests", type=click.FloatRange(min=1), default=_KEYS.requests_per_s, help="A second and key.")
 @click.option(
     "--allow-ports",
@@ -81,11 +83,17 @@ def serve(
     max_cpus: float,
     max_memory: int,
     max_disk: int,
+    max_sandboxes: int | None,
+    total_cpus: float | None,
+    total_memory: int | None,
+    total_storage: int | None,
     max_requests: float,
     allow_ports: PortRules,
     access_log: bool,
 ) -> None:
     """Serve the sandbox API; LangSmith clients work with it as they are.
+
+    Quotas are for each tenant; those of a key (`sandboxrt keys create`) come before them.
 
     Stops politely on SIGTERM and SIGINT. Sandboxes stay, stopped, for the next start.
     """
@@ -101,6 +109,7 @@ def serve(
         host=HostConfig(
             state_dir=state_dir or default_state_dir(),
             runtime=runtime,
+            quota=Quota(sandboxes=max_sandboxes, vcpus=total_cpus, mem_bytes=total_memory, storage_bytes=total_storage),
             connections=ConnectionSettings(ports=allow_ports),
         ),
         app=AppSettings(

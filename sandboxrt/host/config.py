@@ -12,7 +12,7 @@ from sandboxrt.host.command import CommandSettings
 from sandboxrt.host.connections import ConnectionSettings
 from sandboxrt.host.sessions import SessionLimits
 from sandboxrt.host.tunnel import TunnelSettings
-from sandboxrt.models import DEFAULT_LIMITS, DEFAULT_REQUIRE, Isolation, Limits
+from sandboxrt.models import DEFAULT_LIMITS, DEFAULT_REQUIRE, Isolation, Limits, Quota
 from sandboxrt.snapshots.content import SnapshotConfig
 
 __all__ = ["HostConfig", "default_state_dir"]
@@ -40,6 +40,7 @@ class HostConfig:
         state_dir: Where sandboxes and snapshots live; several processes may share it.
         runtime: The OCI runtime's name or path.
         limits: What a sandbox may use when its creator names no limits.
+        quota: What each tenant's sandboxes in the state folder may take together; nothing is said where left out.
         require: The isolation that a sandbox has when its creator says nothing else.
         snapshots: Registries and bounds of the snapshot library.
         max_concurrent_creates: Sandboxes being started at once; more wait their turn.
@@ -58,6 +59,7 @@ class HostConfig:
     state_dir: Path = attrs.field(factory=default_state_dir, converter=Path)
     runtime: str = attrs.field(factory=_default_runtime)
     limits: Limits = DEFAULT_LIMITS
+    quota: Quota = attrs.field(factory=Quota)
     require: frozenset[Isolation] = DEFAULT_REQUIRE
     snapshots: SnapshotConfig = attrs.field(factory=SnapshotConfig)
     max_concurrent_creates: int = attrs.field(factory=_default_concurrency)

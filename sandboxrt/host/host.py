@@ -233,6 +233,7 @@ class Host:
             ResourceTimeoutError: It was not ready in ``timeout_s``; it is removed.
             ResourceCreationError: It could not be made; nothing is left of it.
             ResourceAlreadyExistsError: The name belongs to another process's sandbox, or to one of another create.
+            QuotaExceededError: It does not fit into the quota of its tenant.
             ValidationError: A name or TTL that cannot be.
             ValueError: Both a snapshot's id and its name were given.
 

@@ -10,7 +10,7 @@ from typing import Protocol
 
 from sandboxrt.engine.base import Layer
 from sandboxrt.host.launch import ImageSettings
-from sandboxrt.models import Isolation, Limits, RunConfig, Snapshot
+from sandboxrt.models import Isolation, Limits, Quota, RunConfig, Snapshot
 from sandboxrt.protocol.rest import CaptureSnapshot, CreateSnapshot
 from sandboxrt.snapshots.content import CaptureSource, Progress
 from sandboxrt.store import SandboxRow
@@ -45,8 +45,12 @@ class SandboxRecords(Protocol):
         keep: bool = False,
         idempotency_key: str | None = None,
         lease_seconds: int | None = None,
+        quota: Quota | None = None,
     ) -> SandboxRow:
-        """Record a new sandbox of this owner and give it a uid block. Raises ``ResourceAlreadyExistsError``."""
+        """Record a new sandbox of this owner and give it a uid block.
+
+        Raises ``ResourceAlreadyExistsError`` or ``QuotaExceededError``.
+        """
         ...
 
     async def set_sandbox_status(

@@ -48,6 +48,7 @@ async def record_sandbox(shop: Workshop, request: CreateSandbox) -> tuple[Sandbo
     Raises:
         ResourceNotFoundError: There is no such snapshot.
         ResourceAlreadyExistsError: The name is taken.
+        QuotaExceededError: It does not fit into the quota of its tenant.
         ResourceInUseError: It lies on this machine's own packages, and sandboxes have those of before a change.
     """
     snapshot_id = await _snapshot_id(shop, request)
@@ -142,4 +143,5 @@ async def _record(shop: Workshop, request: CreateSandbox, snapshot_id: str) -> S
         keep=shop.config.keep,
         idempotency_key=request.idempotency_key,
         lease_seconds=request.lease_seconds,
+        quota=request.quota.over(shop.config.quota),
     )

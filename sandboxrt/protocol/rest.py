@@ -12,7 +12,7 @@ from typing import Literal
 
 import attrs
 
-from sandboxrt.models import Isolation, Limits, RunConfig
+from sandboxrt.models import Isolation, Limits, Quota, RunConfig
 
 __all__ = [
     "LEASE_HEADER",
@@ -73,6 +73,7 @@ class CreateSandbox:
         asked_limits: The fields of ``limits`` that the caller named; no other is sent to a server.
         lease_seconds: The sandbox goes when its owner has not renewed the lease for so long; ours.
         name_is_ours: Whether the client made the name up, so that nobody else's sandbox has it.
+        quota: What the tenant's sandboxes may take with this one; set by servers, over the host's own.
     """
 
     name: str
@@ -97,6 +98,7 @@ class CreateSandbox:
     lease_seconds: int | None = None
     asked_limits: frozenset[str] = frozenset()
     name_is_ours: bool = False
+    quota: Quota = attrs.field(factory=Quota)
 
 
 @attrs.frozen(kw_only=True)

@@ -15,6 +15,7 @@ import trio
 from starlette.requests import HTTPConnection
 
 from sandboxrt.errors import SandboxAuthenticationError
+from sandboxrt.models import Quota
 from sandboxrt.store import DEFAULT_TENANT, ApiKey, KeyRecords
 
 __all__ = ["Authenticator", "EveryoneIsDefault", "KeyAuthenticator", "Tenant", "tenant_of"]
@@ -30,10 +31,12 @@ class Tenant:
     Attributes:
         id: As sandboxes and snapshots record it.
         key_id: The key that was shown; requests are counted by it.
+        quota: What the key's own quota says.
     """
 
     id: str
     key_id: str
+    quota: Quota = attrs.field(factory=Quota)
 
 
 class Authenticator(Protocol):
@@ -111,7 +114,7 @@ class KeyAuthenticator:
             self._known[given] = (now + self._remember_s, key)
             while len(self._known) > _REMEMBERED:
                 self._known.popitem(last=False)
-        return Tenant(key.tenant_id, key.id)
+        return Tenant(key.tenant_id, key.id, key.quota)
 
 
 def _key_of(headers: Iterable[tuple[bytes, bytes]]) -> str:

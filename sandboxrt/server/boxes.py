@@ -98,7 +98,8 @@ class Boxes:
         key = request.headers.get("idempotency-key")
         if key is not None and not 0 < len(key) <= _MAX_KEY:
             raise invalid(f"must have 1 to {_MAX_KEY} characters", "header", "idempotency-key")
-        wanted = attrs.evolve(wanted, tenant=tenant.id, idempotency_key=key, lease_seconds=_lease(request))
+        lease = _lease(request)
+        wanted = attrs.evolve(wanted, tenant=tenant.id, quota=tenant.quota, idempotency_key=key, lease_seconds=lease)
         wanted = await self.default_snapshot(wanted)
         info = await self._create_while_wanted(request, wanted)
         return Response(status_code=499) if info is None else self._reply(info, 201)

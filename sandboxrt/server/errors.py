@@ -39,7 +39,6 @@ _WORDS: tuple[tuple[type[SandboxClientError], int, str], ...] = (
     (ResourceAlreadyExistsError, 409, "AlreadyExists"),
     (ResourceInUseError, 409, "InUse"),
     (SandboxNotReadyError, 400, "NotReady"),
-    (QuotaExceededError, 429, "QuotaExceeded"),
     (BusyError, 429, "TooManyRequests"),
     (ClientClosedError, 503, "ServiceUnavailable"),
 )
@@ -55,6 +54,9 @@ def control_reply(error: SandboxClientError) -> Response:
             return JSONResponse(faults_to_json(error), 422)
         case ResourceCreationError(error_type=error_type):
             return JSONResponse(error_to_json(error_type or "SandboxConfig", message), 422)
+        case QuotaExceededError():
+            # Later helps no more than now does: somebody has to delete something.
+            return JSONResponse(error_to_json("QuotaExceeded", message), 429, {"Retry-After": "0"})
     for kind, status, word in _WORDS:
         if isinstance(error, kind):
             return JSONResponse(error_to_json(word, message), status, _RETRY if status in (429, 503) else None)

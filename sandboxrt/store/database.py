@@ -144,6 +144,8 @@ _MIGRATIONS: Final[tuple[tuple[str, ...], ...]] = (
         )""",
     ),
     ("ALTER TABLE sandboxes ADD COLUMN last_active_at TEXT",),
+    # What a key's own quota says, as JSON.
+    ("ALTER TABLE api_keys ADD COLUMN quota TEXT NOT NULL DEFAULT '{}'",),
 )
 """One tuple of statements a schema version. Append only: a state folder in the field has run those before."""
 

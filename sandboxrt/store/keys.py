@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import json
 import re
 import secrets
 import sqlite3
@@ -20,6 +21,7 @@ from typing import Final
 import attrs
 
 from sandboxrt.errors import ResourceNotFoundError, ValidationError
+from sandboxrt.models import Quota
 from sandboxrt.store.store import Store
 
 __all__ = ["DEFAULT_TENANT", "ApiKey", "KeyRecords", "NewKey", "key_id"]
@@ -40,6 +42,7 @@ class ApiKey:
         tenant: That tenant's name.
         label: What its creator wrote on it.
         created_at: ISO-8601, UTC. ``revoked_at`` likewise, ``None`` while it is good.
+        quota: What the tenant's sandboxes may take, where this key makes one more; over the server's own.
     """
 
     id: str
@@ -48,6 +51,7 @@ class ApiKey:
     label: str
     created_at: str
     revoked_at: str | None
+    quota: Quota = attrs.field(factory=Quota)
 
 
 @attrs.frozen
@@ -70,7 +74,7 @@ class KeyRecords:
 
     store: Store
 
-    async def create(self, tenant: str = DEFAULT_TENANT, label: str = "") -> NewKey:
+    async def create(self, tenant: str = DEFAULT_TENANT, label: str = "", quota: Quota | None = None) -> NewKey:
         """Make a key, and its tenant where that is new.
 
         Raises:
@@ -92,8 +96,8 @@ class KeyRecords:
             db.execute("INSERT OR IGNORE INTO tenants VALUES (?, ?, ?)", (str(uuid.uuid4()), tenant, stamp))
             (tenant_id,) = db.execute("SELECT id FROM tenants WHERE name = ?", (tenant,)).fetchone()
             db.execute(
-                "INSERT INTO api_keys VALUES (?, ?, ?, ?, ?, NULL)",
-                (identifier, tenant_id, label, _hash(secret), stamp),
+                "INSERT INTO api_keys (id, tenant_id, label, hash, created_at, quota) VALUES (?, ?, ?, ?, ?, ?)",
+                (identifier, tenant_id, label, _hash(secret), stamp, _to_text(quota or Quota())),
             )
             return _select(db, "k.id = ?", identifier)[0]
 
@@ -102,6 +106,21 @@ class KeyRecords:
     async def list(self) -> tuple[ApiKey, ...]:
         """Every key, revoked ones too, oldest first."""
         return await self.store.transact(lambda db: _select(db, "?", 1), write=False)
+
+    async def change_quota(self, identifier: str, quota: Quota, *, reset: bool = False) -> ApiKey:
+        """Change what a key's quota says; what ``quota`` does not say stays, or with ``reset`` is said no more.
+
+        Raises:
+            ResourceNotFoundError: There is no key of that id.
+        """
+
+        def change(db: sqlite3.Connection) -> ApiKey:
+            key = _one(db, identifier)
+            wanted = quota if reset else quota.over(key.quota)
+            db.execute("UPDATE api_keys SET quota = ? WHERE id = ?", (_to_text(wanted), identifier))
+            return attrs.evolve(key, quota=wanted)
+
+        return await self.store.transact(change)
 
     async def revoke(self, identifier: str) -> ApiKey:
         """Make a key useless, for good; harmless when it is.
@@ -113,10 +132,7 @@ class KeyRecords:
 
         def revoke(db: sqlite3.Connection) -> ApiKey:
             db.execute("UPDATE api_keys SET revoked_at = ? WHERE id = ? AND revoked_at IS NULL", (stamp, identifier))
-            found = _select(db, "k.id = ?", identifier)
-            if not found:
-                raise ResourceNotFoundError(f"Key '{identifier}' not found; `sandboxrt keys list` has the ids", "key")
-            return found[0]
+            return _one(db, identifier)
 
         return await self.store.transact(revoke)
 
@@ -142,10 +158,21 @@ def _hash(key: str) -> str:
     return hashlib.sha256(key.encode()).hexdigest()
 
 
+def _to_text(quota: Quota) -> str:
+    return json.dumps(attrs.asdict(quota, filter=lambda _, value: value is not None))
+
+
+def _one(db: sqlite3.Connection, identifier: str) -> ApiKey:
+    found = _select(db, "k.id = ?", identifier)
+    if not found:
+        raise ResourceNotFoundError(f"Key '{identifier}' not found; `sandboxrt keys list` has the ids", "key")
+    return found[0]
+
+
 def _select(db: sqlite3.Connection, where: str, argument: object) -> tuple[ApiKey, ...]:
     rows = db.execute(
-        "SELECT k.id, k.tenant_id, t.name AS tenant, k.label, k.created_at, k.revoked_at"  # noqa: S608
+        "SELECT k.id, k.tenant_id, t.name AS tenant, k.label, k.created_at, k.revoked_at, k.quota"  # noqa: S608
         f" FROM api_keys AS k JOIN tenants AS t ON t.id = k.tenant_id WHERE {where} ORDER BY k.rowid",
         (argument,),
     )
-    return tuple(ApiKey(**dict(row)) for row in rows)
+    return tuple(ApiKey(**{**dict(row), "quota": Quota(**json.loads(row["quota"]))}) for row in rows)

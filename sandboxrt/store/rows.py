@@ -13,6 +13,7 @@ import attrs
 
 from sandboxrt.errors import ResourceNotFoundError
 from sandboxrt.models import Isolation, Limits, RunConfig, Snapshot
+from sandboxrt.protocol.quota import Usage
 
 __all__ = [
     "FREE_BLOCK",
@@ -32,6 +33,7 @@ __all__ = [
     "run_config_to_text",
     "select_sandboxes",
     "update_row",
+    "usage_of",
     "users_of_snapshot",
 ]
 
@@ -247,6 +249,16 @@ def find_sandbox(db: sqlite3.Connection, name_or_id: str, tenant: str = "") -> S
     if found:
         return found[0]
     raise ResourceNotFoundError(f"Sandbox '{name_or_id}' not found", "sandbox")
+
+
+def usage_of(db: sqlite3.Connection, tenant: str) -> Usage:
+    """What a tenant's sandboxes take together, whoever owns them and whatever their status."""
+    found = db.execute(
+        "SELECT count(*), total(json_extract(limits, '$.vcpus')), total(json_extract(limits, '$.mem_bytes')),"
+        " total(json_extract(limits, '$.disk_bytes')) FROM sandboxes WHERE tenant = ?",
+        (tenant,),
+    ).fetchone()
+    return Usage(sandboxes=found[0], vcpus=found[1], mem_bytes=int(found[2]), storage_bytes=int(found[3]))
 
 
 def one_snapshot(db: sqlite3.Connection, snapshot_id: str) -> SnapshotRow:

@@ -23,7 +23,8 @@ from sandboxrt.errors import (
     SandboxNotReadyError,
     ValidationError,
 )
-from sandboxrt.models import Isolation, Limits, RunConfig
+from sandboxrt.models import Isolation, Limits, Quota, RunConfig
+from sandboxrt.protocol.quota import check_quota
 from sandboxrt.store.database import connect, migrate, naming, run_blocking, transaction
 from sandboxrt.store.owners import OwnerLock
 from sandboxrt.store.rows import (
@@ -42,6 +43,7 @@ from sandboxrt.store.rows import (
     run_config_to_text,
     select_sandboxes,
     update_row,
+    usage_of,
     users_of_snapshot,
 )
 
@@ -163,6 +165,7 @@ class Store:
         keep: bool = False,
         idempotency_key: str | None = None,
         lease_seconds: int | None = None,
+        quota: Quota | None = None,
     ) -> SandboxRow:
         """Record a new sandbox of this owner and give it the lowest free uid block.
 
@@ -170,7 +173,7 @@ class Store:
             ResourceAlreadyExistsError: The name is taken; choose another, or use that sandbox.
             ResourceNotFoundError: There is no such snapshot.
             SandboxNotReadyError: The snapshot is not ready.
-            QuotaExceededError: All uid blocks are taken.
+            QuotaExceededError: It does not fit into the quota, or all uid blocks are taken.
         """
         sandbox_id = str(uuid.uuid4())
         stamp = self._stamp()
@@ -183,6 +186,8 @@ class Store:
                 raise ResourceNotFoundError(f"Snapshot '{snapshot_id}' not found", "snapshot")
             if snapshot[0] != "ready":
                 raise SandboxNotReadyError(f"Snapshot '{snapshot_id}' is {snapshot[0]}, not ready")
+            if quota is not None:
+                check_quota(quota, usage_of(db, tenant), limits)
             block = int(db.execute(FREE_BLOCK).fetchone()[0])
             if block >= UID_BLOCK_COUNT:
                 raise QuotaExceededError(f"All {UID_BLOCK_COUNT} uid blocks are taken", "sandbox_count")

@@ -23,7 +23,8 @@ from sandboxrt.errors import (
     ValidationError,
 )
 from sandboxrt.host.host import HostState
-from sandboxrt.models import Isolation, Limits, RunConfig, Snapshot
+from sandboxrt.models import Isolation, Limits, Quota, RunConfig, Snapshot
+from sandboxrt.protocol.quota import Usage, check_quota
 from sandboxrt.protocol.rest import CaptureSnapshot, CreateSnapshot
 from sandboxrt.snapshots.content import CaptureSource, Phase, Progress
 from sandboxrt.store import UID_BLOCK_BASE, UID_BLOCK_SIZE, SandboxRow
@@ -80,11 +81,14 @@ class MemoryRecords:
         keep: bool = False,
         idempotency_key: str | None = None,
         lease_seconds: int | None = None,
+        quota: Quota | None = None,
     ) -> SandboxRow:
         """Record a sandbox."""
         await trio.lowlevel.checkpoint()
         if any((row.tenant, row.name) == (tenant, name) for row in self.rows.values()):
             raise ResourceAlreadyExistsError(f"Sandbox '{name}' already exists", "sandbox")
+        if quota is not None:
+            check_quota(quota, self._usage(tenant), limits)
         taken = {row.uid_base for row in self.rows.values()}
         uid_base = UID_BLOCK_BASE
         while uid_base in taken:
@@ -179,6 +183,15 @@ class MemoryRecords:
         """There are none."""
         await trio.lowlevel.checkpoint()
         return ()
+
+    def _usage(self, tenant: str) -> Usage:
+        limits = [row.limits for row in self.rows.values() if row.tenant == tenant]
+        return Usage(
+            sandboxes=len(limits),
+            vcpus=sum(each.vcpus or 0 for each in limits),
+            mem_bytes=sum(each.mem_bytes or 0 for each in limits),
+            storage_bytes=sum(each.disk_bytes or 0 for each in limits),
+        )
 
     def _put(self, row: SandboxRow) -> SandboxRow:
         row = attrs.evolve(row, updated_at=_now())

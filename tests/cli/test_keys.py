@@ -70,3 +70,21 @@ def test_a_state_folder_that_is_a_file(tmp_path: Path) -> None:
     path.touch()
     result = keys("create", "--state-dir", str(path))
     assert result.exit_code == 1 and str(path) in result.output and "another" in result.output
+
+
+def test_quotas_of_a_key(tmp_path: Path) -> None:
+    state = ("--state-dir", str(tmp_path / "state"))
+    secret = keys("create", "--max-sandboxes", "10", "--total-memory", "8g", *state).stdout.strip()
+    (entry,) = json.loads(keys("list", "--json", *state).stdout)
+    assert entry["quota"] == {"sandboxes": 10, "vcpus": None, "mem_bytes": 8 * 2**30, "storage_bytes": None}
+    assert "sandboxes 10" in keys("list", *state).output
+    # The whole key in place of its id works here, too.
+    changed = keys("update", secret, "--total-cpus", "2.5", *state)
+    assert changed.exit_code == 0 and "cpus 2.5" in changed.output and "sandboxes 10" in changed.output
+    assert secret not in changed.output
+    reset = keys("update", entry["id"], "--reset", *state)
+    assert reset.exit_code == 0 and "as the server says" in reset.output
+    nothing = keys("update", entry["id"], *state)
+    assert nothing.exit_code == 2 and "--max-sandboxes" in nothing.output
+    unknown = keys("update", "zzz", "--max-sandboxes", "1", *state)
+    assert unknown.exit_code == 1 and "keys list" in unknown.output
