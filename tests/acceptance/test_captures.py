@@ -212,3 +212,22 @@ async def test_on_the_built_in_snapshot_a_capture_outlives_a_change_of_packages(
     with pytest.raises(ResourceInUseError) as caught:
         await client.delete_snapshot(host.id)
     assert caught.value.used_by == ("late", "on-host")
+
+
+async def test_what_an_earlier_host_has_kept_can_be_captured(tmp_path: Path) -> None:
+    config = HostConfig(state_dir=tmp_path, keep=True)
+    with assert_nothing_left(tmp_path):
+        async with open_host(config) as host:
+            await host.create_sandbox(CreateSandbox(name="kept"))
+            await run(host, "kept", "echo mine > /root/file")
+        async with open_host(config) as host:
+            assert (await host.get_sandbox("kept")).status == "stopped"
+            begun = await host.capture_snapshot("kept", CaptureSnapshot(name="of-kept"))
+            assert (await host.wait_for_snapshot(begun.id, 60)).status == "ready"
+            await host.start_sandbox("kept")
+            assert await run(host, "kept", "cat /root/file") == "mine\n"
+            await host.create_sandbox(CreateSandbox(name="copy", snapshot="of-kept"))
+            assert await run(host, "copy", "cat /root/file") == "mine\n"
+        async with open_host(config) as host:
+            for name in ("kept", "copy"):
+                await host.delete_sandbox(name)
