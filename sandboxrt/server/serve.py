@@ -24,6 +24,8 @@ import trio
 
 from sandboxrt.actors import raising_plainly
 from sandboxrt.engine.base import Engine
+from sandboxrt.engine.probe import find_runtime
+from sandboxrt.engine.requirements import require_runtime
 from sandboxrt.errors import SandboxClientError, ValidationError
 from sandboxrt.host.config import HostConfig
 from sandboxrt.host.host import HostState, open_host
@@ -175,6 +177,8 @@ async def open_server(
         url = settings.public_url or f"{'http' if tls is None else 'https'}://{_in_url(settings.bind)}:{port}"
         auth_file = settings.app.auth_file or await trio.to_thread.run_sync(_no_credentials, settings.host.state_dir)
         config = attrs.evolve(settings.host, keep=True)
+        if engine is None:
+            require_runtime(await find_runtime(config.runtime))
         host = await stack.enter_async_context(open_host(config, engine=engine, state=state))
         url = url.rstrip("/")
         told = attrs.evolve(settings.app, public_url=url, site=settings.site(url, port), auth_file=auth_file)

@@ -25,6 +25,8 @@ from sandboxrt.cli import main
         (("--certfile", __file__), 1, ("private key",)),
         (("--certfile", __file__, "--keyfile", __file__), 1, (__file__, "PEM")),
         (("--certfile", "/nowhere.pem"), 2, ("/nowhere.pem",)),
+        (("--runtime", "nope"), 1, ("'nope'", "not installed")),
+        (("--runtime", "/nowhere/crun"), 1, ("'/nowhere/crun'", "not installed")),
         (("--max-memory", "lots"), 2, ("'lots'", "512m")),
         (("--max-requests", "0"), 2, ("--max-requests",)),
     ],
