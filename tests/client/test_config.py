@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 
 from sandboxrt import AsyncSandboxClient, SandboxClient
 from sandboxrt.client.config import RemoteConfig, choose_mode, remote_config
+from sandboxrt.client.transport.socket_settings import socket_limits
 
 PUBLIC = "https://api.smith.langchain.com/api/v2/sandboxes"
 
@@ -85,3 +88,35 @@ def test_arguments_that_make_no_sense(arguments: dict[str, object], named: str) 
     for kind in (AsyncSandboxClient, SandboxClient):
         with pytest.raises(ValueError, match=named):
             kind(**arguments)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("environment", "field", "expected"),
+    [
+        ({}, "open_s", 30.0),
+        ({"LANGSMITH_SANDBOX_WS_TIMEOUT_OPEN": "7"}, "open_s", 7.0),
+        ({"LANGSMITH_SANDBOX_WS_TIMEOUT_CLOSE": "2.5"}, "close_s", 2.5),
+        ({"LANGSMITH_SANDBOX_WS_TIMEOUT_PING_INTERVAL": " 5 "}, "ping_s", 5.0),
+        ({"LANGSMITH_SANDBOX_WS_TIMEOUT_PING": "6"}, "pong_s", 6.0),
+        ({"LANGCHAIN_SANDBOX_WS_TIMEOUT_CONNECT_BUDGET": "8"}, "budget_s", 8.0),
+        ({"LANGSMITH_SANDBOX_WS_TIMEOUT_OPEN": " ", "LANGCHAIN_SANDBOX_WS_TIMEOUT_OPEN": "9"}, "open_s", 9.0),
+        ({"LANGSMITH_SANDBOX_WS_TIMEOUT_OPEN": "7", "LANGCHAIN_SANDBOX_WS_TIMEOUT_OPEN": "9"}, "open_s", 7.0),
+        ({"LANGSMITH_SANDBOX_WS_TIMEOUT_PING_INTERVAL": "0"}, "ping_s", math.inf),
+        ({"LANGSMITH_SANDBOX_WS_TIMEOUT_PING": "-1"}, "pong_s", math.inf),
+    ],
+)
+def test_limits_of_sockets(
+    environment: dict[str, str], field: str, expected: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert getattr(socket_limits(), field) == expected
+
+
+@pytest.mark.parametrize("text", ["soon", "nan", "1s"])
+def test_a_limit_that_is_no_number_is_told(
+    text: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("LANGSMITH_SANDBOX_WS_TIMEOUT_CONNECT_BUDGET", text)
+    assert socket_limits().budget_s == 120
+    assert "LANGSMITH_SANDBOX_WS_TIMEOUT_CONNECT_BUDGET" in caplog.text and text in caplog.text

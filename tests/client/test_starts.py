@@ -320,3 +320,16 @@ async def test_headers_of_a_call_reach_every_attachment(
     await (await box.reconnect("id", headers={"x-trace": "t2"})).result
     assert peer.sockets[2].headers["x-trace"] == "t2"
     assert peer.sockets[2].headers["x-api-key"] == "key"
+
+
+async def test_the_environment_bounds_a_start(
+    clock: MockClock, box: AsyncSandbox, peer: Peer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LANGSMITH_SANDBOX_WS_TIMEOUT_CONNECT_BUDGET", "5")
+    async with AsyncSandboxClient(api_endpoint=peer.endpoint) as client:
+        sandbox = await client.get_sandbox("box")
+        peer.script(Accept(), Expect("execute"), Delay(1000))
+        before = trio.current_time()
+        with pytest.raises(SandboxConnectionError, match="in 5 s"):
+            await sandbox.run("x", timeout=0)
+        assert 5 <= trio.current_time() - before < 30

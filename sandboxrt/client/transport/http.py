@@ -21,6 +21,7 @@ from sandboxrt.client.transport.execute import ExecuteOnce
 from sandboxrt.client.transport.link import CommandLink, NotStartedError
 from sandboxrt.client.transport.replies import dataplane_error
 from sandboxrt.client.transport.requests import Requests
+from sandboxrt.client.transport.socket_settings import socket_limits
 from sandboxrt.client.transport.tunnel import TunnelLink
 from sandboxrt.client.transport.websocket import Socket, SocketLimits, open_socket, socket_url
 from sandboxrt.errors import (
@@ -86,7 +87,7 @@ class HttpTransport:
     config: RemoteConfig
     requests: Requests
     _nursery: trio.Nursery
-    _limits: SocketLimits = attrs.field(factory=SocketLimits)
+    _limits: SocketLimits = attrs.field(factory=socket_limits)
 
     @classmethod
     @contextlib.asynccontextmanager
@@ -245,7 +246,7 @@ class HttpTransport:
         dial = partial(
             open_socket, socket_url(url) + "/execute/ws", self.requests.headers, self._limits, self.requests.tls
         )
-        link = CommandLink(dial, first)
+        link = CommandLink(dial, first, self._limits.budget_s)
         self._nursery.start_soon(link.run)
         try:
             await link.ready()

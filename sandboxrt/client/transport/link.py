@@ -59,8 +59,6 @@ from sandboxrt.protocol.exec_wire import WireError, decode_server, encode_client
 
 __all__ = ["CommandLink", "Dial", "NotStartedError"]
 
-CONNECT_BUDGET_S = 120.0
-"""How long a start, or a first attachment, may be tried."""
 STEADY_S = 10.0
 """How long a connection without any progress must have lasted for its loss to count as the first of a row."""
 _BUFFERED_CHARACTERS = 1024**2
@@ -92,6 +90,8 @@ class CommandLink:
 
     _dial: Dial
     _first: Execute | Reconnect
+    _budget_s: float
+    """How long a start, or a first attachment, may be tried."""
     _command_id: str = ""
     _offsets: dict[StreamName, int] = attrs.field(factory=dict)
     _input: InputLog = attrs.field(factory=InputLog)
@@ -245,10 +245,10 @@ class CommandLink:
         begun = trio.current_time()
         while not self._finished:
             try:
-                with trio.CancelScope(deadline=math.inf if self._started else begun + CONNECT_BUDGET_S) as budget:
+                with trio.CancelScope(deadline=math.inf if self._started else begun + self._budget_s) as budget:
                     await self._connect(budget)
                 if budget.cancelled_caught:
-                    raise self._in_vain(SandboxConnectionError(f"No command socket in {CONNECT_BUDGET_S:g} s"))
+                    raise self._in_vain(SandboxConnectionError(f"No command socket in {self._budget_s:g} s"))
                 continue
             except _StalledError:
                 continue

@@ -42,6 +42,8 @@ _GOING_AWAY = 1001
 _RETRIED_REFUSALS = frozenset({429, 500, 502, 503, 504})
 _RECEIVE_BYTES = 256 * 1024
 _QUEUED_MESSAGES = 4
+_MAX_CLOSE_S = 10.0
+"""The goodbye is shielded, so it has a bound even where its limit is taken away."""
 
 # Refused handshakes and broken connections are told to the caller; the library's own words about them are not needed.
 logging.getLogger("trio-websocket").setLevel(logging.CRITICAL)
@@ -49,13 +51,14 @@ logging.getLogger("trio-websocket").setLevel(logging.CRITICAL)
 
 @attrs.frozen(kw_only=True)
 class SocketLimits:
-    """Seconds, and bytes.
+    """Seconds (``math.inf`` = no limit), and bytes.
 
     Attributes:
         open_s: For the connection and its handshake.
-        close_s: For the peer to answer the closing.
+        close_s: For the peer to answer the closing; never more than 10.
         ping_s: Between pings.
         pong_s: For the answer to one; a peer that takes longer is gone.
+        budget_s: For a start, or a first attachment, with all its attempts.
         message_bytes: The longest message that is taken.
     """
 
@@ -63,6 +66,7 @@ class SocketLimits:
     close_s: float = 0.5
     ping_s: float = 30.0
     pong_s: float = 60.0
+    budget_s: float = 120.0
     message_bytes: int = 64 * 1024**2
 
 
@@ -115,7 +119,7 @@ class Socket:
 
     async def close(self) -> None:
         """Say goodbye and wait a moment for the answer. Never raises."""
-        with trio.move_on_after(self._limits.close_s, shield=True):
+        with trio.move_on_after(min(self._limits.close_s, _MAX_CLOSE_S), shield=True):
             await self._connection.aclose()
 
 
