@@ -6,14 +6,10 @@ sandbox, because there is no network.
 
 from __future__ import annotations
 
-import asyncio
 import ensurepip
 import io
 import zipfile
-from collections.abc import Callable
-from contextlib import redirect_stdout
 from pathlib import Path
-from typing import Any
 
 import pytest
 import trio
@@ -22,11 +18,10 @@ import sandboxrt
 import sandboxrt.aio
 from tests.images.catalogue import Catalogue
 from tests.images.registry import Registry
-from tests.readme.transform import asynchronous
+from tests.readme.forms import FORMS, Run, blocking, source_of
 
 pytestmark = [pytest.mark.container, pytest.mark.timeout(180)]
 
-SAMPLES = Path(__file__).parent / "samples"
 PACKAGES = {"numpy": "numpy", "pandas": "pandas", "scikit-learn": "sklearn"}
 PIP_CONF = "[global]\nno-index = true\nfind-links = /opt/wheels\nbreak-system-packages = true\nno-cache-dir = true\n"
 PIP = '#!/bin/sh\nexec python3 /opt/wheels/pip.whl/pip "$@"\n'
@@ -35,10 +30,6 @@ with client.sandbox(snapshot_id=snapshot.id) as check:
     result = check.run("python -c 'import numpy, pandas, sklearn; print(numpy.__version__)'")
 client.delete_snapshot(snapshot.id)
 """
-
-
-def _source(name: str) -> str:
-    return (SAMPLES / f"{name}.py").read_text(encoding="utf-8")
 
 
 def _pip() -> bytes:
@@ -81,45 +72,10 @@ def base_snapshot_id(readme_snapshot_id: str) -> str:
     return trio.run(build)
 
 
-def _blocking(source: str, **names: Any) -> tuple[dict[str, Any], str]:
-    with sandboxrt.SandboxClient() as client, redirect_stdout(io.StringIO()) as stdout:
-        names["client"] = client
-        exec(compile(source, "sample.py", "exec"), names)
-    return names, stdout.getvalue()
-
-
-def _sample(source: str, *parameters: str) -> Callable[..., Any]:
-    names: dict[str, Any] = {}
-    exec(compile(asynchronous(source, ("client", *parameters)), "sample.py", "exec"), names)
-    return names["sample"]  # type: ignore[no-any-return]
-
-
-def _on_trio(source: str, **names: Any) -> tuple[dict[str, Any], str]:
-    async def main() -> dict[str, Any]:
-        async with sandboxrt.AsyncSandboxClient() as client:
-            return await _sample(source, *names)(client, *names.values())  # type: ignore[no-any-return]
-
-    with redirect_stdout(io.StringIO()) as stdout:
-        return trio.run(main), stdout.getvalue()
-
-
-def _on_asyncio(source: str, **names: Any) -> tuple[dict[str, Any], str]:
-    async def main() -> dict[str, Any]:
-        async with sandboxrt.aio.AsyncSandboxClient() as client:
-            return await _sample(source, *names)(client, *names.values())  # type: ignore[no-any-return]
-
-    with redirect_stdout(io.StringIO()) as stdout:
-        return asyncio.run(main()), stdout.getvalue()
-
-
-Run = Callable[..., tuple[dict[str, Any], str]]
-FORMS = pytest.mark.parametrize("run", [_blocking, _on_trio, _on_asyncio], ids=["blocking", "trio", "asyncio"])
-
-
 @FORMS
 def test_build_a_snapshot(run: Run, readme_host: None) -> None:
-    source = _source("build_a_snapshot")
-    if run is not _blocking:
+    source = source_of("build_a_snapshot")
+    if run is not blocking:
         source = source.replace("client = SandboxClient()\n", "")
     names, stdout = run(source)
     version, empty, again = stdout.split("\n")[:3]
@@ -130,7 +86,7 @@ def test_build_a_snapshot(run: Run, readme_host: None) -> None:
 
 @FORMS
 def test_capture_a_running_sandbox(run: Run, base_snapshot_id: str) -> None:
-    names, stdout = run(_source("capture_a_running_sandbox") + AFTERWARDS, base_snapshot_id=base_snapshot_id)
+    names, stdout = run(source_of("capture_a_running_sandbox") + AFTERWARDS, base_snapshot_id=base_snapshot_id)
     snapshot = names["snapshot"]
     assert stdout == f"{snapshot.id} {snapshot.source_sandbox_id}\n"
     assert snapshot.source_sandbox_id
@@ -145,7 +101,7 @@ def test_snapshot_crud(run: Run, readme_snapshot_id: str, registry: Registry, ca
         async with sandboxrt.AsyncSandboxClient() as client:
             return (await client.create_snapshot("to-delete", "tiny:1", 64 * 1024**2)).id
 
-    source = _source("snapshot_crud").replace("550e8400-...", trio.run(build))
+    source = source_of("snapshot_crud").replace("550e8400-...", trio.run(build))
     names, _ = run(source)
     assert all("python" in snapshot.name.lower() for snapshot in names["snapshots"])
     assert (names["snapshot"].name, names["snapshot"].status) == ("heavy-image", "ready")

@@ -14,6 +14,7 @@ CALLS = frozenset(
         "delete_snapshot",
         "get",
         "get_sandbox",
+        "get_sandbox_status",
         "get_snapshot",
         "kill",
         "list_snapshots",
@@ -23,10 +24,13 @@ CALLS = frozenset(
         "run",
         "send_input",
         "service",
+        "sleep",
         "start",
         "start_sandbox",
         "stop",
         "stop_sandbox",
+        "update_sandbox",
+        "wait_for_sandbox",
         "write",
     }
 )
