@@ -58,6 +58,7 @@ def place(tmp_path_factory: pytest.TempPathFactory, registry: Registry) -> Itera
             common={
                 "snapshot_id": told["snapshot_id"],
                 "snapshot_name": told["snapshot_name"],
+                "limited_keys": told["limited_keys"],
                 "image": "tiny:1",
                 "missing_image": "nobody-made-this:1",
                 "application": APPLICATION.read_text(),

@@ -15,6 +15,7 @@ import trio
 from sandboxrt import AsyncSandboxClient
 from sandboxrt.host.command import CommandSettings
 from sandboxrt.host.config import HostConfig
+from sandboxrt.models import Quota
 from sandboxrt.server.app import AppSettings
 from sandboxrt.server.guarded import ConnectionLimits
 from sandboxrt.server.limits import KeyLimits
@@ -25,12 +26,21 @@ from tests.interop.faults import Faults, Proxy
 _IMAGE = "python:3.12-slim"
 _SNAPSHOT = "interop"
 _DISK_BYTES = 2 * 1024**3
+_QUOTAS = {
+    "sandbox_count": Quota(sandboxes=1),
+    "cpu": Quota(vcpus=1.5),
+    "memory": Quota(mem_bytes=3 * 2**29),
+    "storage": Quota(storage_bytes=6 * 2**30),
+}
+"""Each has room for one sandbox of the default size."""
 
 
 async def main(state_dir: Path) -> None:
     """Serve until the input ends."""
     async with Store.open(state_dir) as store:
-        key = (await KeyRecords(store).create("interop")).secret
+        keys = KeyRecords(store)
+        key = (await keys.create("interop")).secret
+        limited = {kind: (await keys.create(f"limited-{kind}", quota=quota)).secret for kind, quota in _QUOTAS.items()}
     listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
     url = f"http://127.0.0.1:{listeners[0].socket.getsockname()[1]}"
     settings = ServerSettings(
@@ -48,7 +58,15 @@ async def main(state_dir: Path) -> None:
         async with AsyncSandboxClient(api_endpoint=f"{url}/v2/sandboxes", api_key=key) as client:
             snapshot = await client.create_snapshot(_SNAPSHOT, _IMAGE, _DISK_BYTES)
         print(
-            json.dumps({"endpoint": url, "key": key, "snapshot_id": snapshot.id, "snapshot_name": snapshot.name}),
+            json.dumps(
+                {
+                    "endpoint": url,
+                    "key": key,
+                    "limited_keys": limited,
+                    "snapshot_id": snapshot.id,
+                    "snapshot_name": snapshot.name,
+                }
+            ),
             flush=True,
         )
         await trio.to_thread.run_sync(sys.stdin.read, abandon_on_cancel=True)

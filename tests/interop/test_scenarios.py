@@ -13,7 +13,7 @@ from tests.interop.rows import ROWS
 
 pytestmark = [pytest.mark.container, pytest.mark.timeout(180)]
 
-LONG = ("21",)
+LONG = ("12", "21")
 """Over a minute each; all clients at once, in processes of their own."""
 CASES = [
     (generation, form, row)
@@ -41,6 +41,7 @@ def test_scenario(
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(240)
 @pytest.mark.parametrize("row", LONG)
 def test_long_scenario(row: str, place: Place, environments: Environments, outcomes: list[Outcome]) -> None:
     cases = [(generation, form) for generation in GENERATIONS for form in ("sync", "async")]

@@ -1,8 +1,10 @@
-"""Rows 6 to 8, 10, 11, 13 and 15: how sandboxes come, change, rest, and how snapshots are listed."""
+"""Rows 6 to 13 and 15: how sandboxes come, change, rest, and how snapshots are listed."""
 
 from __future__ import annotations
 
+import asyncio
 import inspect
+import time
 
 import langsmith.sandbox as ls
 from context import Context, check, raises, same
@@ -47,6 +49,17 @@ async def too_much(context: Context) -> None:
             same(error.field, field, "the field")
 
 
+async def quotas(context: Context) -> None:
+    """Row 9: one more than the key's quota has room for, of each kind; told after all tries, and soon."""
+    for kind, key in context.options["limited_keys"].items():
+        async with context.client(api_key=key) as client, await client.sandbox(snapshot_name="host") as sandbox:
+            began = time.monotonic()
+            error = await raises(ls.QuotaExceededError, client.create_sandbox(snapshot_name="host"))
+            same(error.quota_type, kind, "the kind of the quota")
+            check(time.monotonic() - began < 10, "no long waits between the tries")
+            same([each.name for each in await client.list_sandboxes()], [sandbox.name], "what there is")
+
+
 async def renaming(context: Context) -> None:
     """Row 10: a new name, and one that is taken."""
     async with (
@@ -84,6 +97,33 @@ async def lifetimes(context: Context) -> None:
             await raises(ValueError, client.create_sandbox(context.options["snapshot_id"], idle_ttl_seconds=61))
         finally:
             await client.delete_sandbox(name)
+
+
+async def endings(context: Context) -> None:
+    """Row 12: lifetimes end as they say, each after its minute; activity postpones the end of what is idle."""
+    absolute = "ttl_seconds" in inspect.signature(ls.SandboxClient.create_sandbox).parameters
+    stops = "delete_after_stop_seconds" in inspect.signature(ls.SandboxClient.create_sandbox).parameters
+    snapshot_id, tail = context.options["snapshot_id"], f"-{context.form}-{context.generation[1]}"
+    async with context.client() as client:
+
+        async def there() -> set[str]:
+            mine = [each for each in await client.list_sandboxes() if each.name.endswith(tail)]
+            return {each.name.removesuffix(tail) + ":" + each.status for each in mine}
+
+        await client.create_sandbox(snapshot_id, name="idle" + tail, idle_ttl_seconds=60)
+        busy = await client.create_sandbox(snapshot_id, name="busy" + tail, idle_ttl_seconds=60)
+        if absolute:
+            await client.create_sandbox(snapshot_id, name="short" + tail, ttl_seconds=60)
+        if stops:
+            await client.create_sandbox(
+                snapshot_id, name="resting" + tail, idle_ttl_seconds=60, delete_after_stop_seconds=60
+            )
+        await asyncio.sleep(40)
+        await busy.run("true")
+        await asyncio.sleep(35)
+        same(await there(), {"busy:ready"} | ({"resting:stopped"} if stops else set()), "after more than a minute")
+        await asyncio.sleep(60)
+        same(await there(), set(), "after more than two")
 
 
 async def stopping(context: Context) -> None:
@@ -132,8 +172,10 @@ SCENARIOS = {
     "6": without_waiting,
     "7": too_late,
     "8": too_much,
+    "9": quotas,
     "10": renaming,
     "11": lifetimes,
+    "12": endings,
     "13": stopping,
     "15": snapshot_lists,
 }
