@@ -146,6 +146,8 @@ _MIGRATIONS: Final[tuple[tuple[str, ...], ...]] = (
     ("ALTER TABLE sandboxes ADD COLUMN last_active_at TEXT",),
     # What a key's own quota says, as JSON.
     ("ALTER TABLE api_keys ADD COLUMN quota TEXT NOT NULL DEFAULT '{}'",),
+    # A page of one tenant's snapshots, however many others have.
+    ("CREATE INDEX snapshots_by_tenant ON snapshots (tenant, seq)",),
 )
 """One tuple of statements a schema version. Append only: a state folder in the field has run those before."""
 
