@@ -5,10 +5,11 @@ set -euo pipefail
 
 # What each is for: the OCI runtime; images; disks; id maps of unprivileged users; the two C programs; virtual environments.
 packages=(crun skopeo umoci e2fsprogs uidmap gcc libc6-dev python3-venv ca-certificates)
-# The other runtimes; a registry; what to compare with; test images; what tests look at the host and into sandboxes with; a browser.
+# The other runtimes; a registry; what to compare with; test images; what tests look at the host and into sandboxes with; a
+# browser; what to reach through tunnels.
 test_packages=(runc runsc docker-registry podman mmdebstrap musl-tools iproute2 procps redis-server
-    chromium chromium-driver)
-services=(docker-registry redis-server)
+    chromium chromium-driver postgresql openssh-server)
+services=(docker-registry redis-server postgresql ssh)
 
 say() { echo "setup: $*"; }
 fail() { echo "setup: error: $*" >&2; exit 1; }

@@ -20,6 +20,7 @@ PATH = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 BASE = ("bash", "dash", "coreutils", "grep", "sed", "findutils", "hostname", "tar", "gzip", "libc-bin", "base-files")
 PYTHON = ("python3", "make", "procps", "ncurses-base")
 REDIS = ("redis-server",)
+POSTGRES = ("postgresql-15", "util-linux", "hostname")
 
 MAKEFILE = """\
 build:
@@ -52,6 +53,24 @@ import time
 while True:
     print("working", flush=True)
     time.sleep(1)
+"""
+
+
+ENTRYPOINT = """\
+#!/bin/bash
+# As the well-known image's: makes a database where there is none, then becomes its server, as a user of its own.
+set -eu
+export PATH="/usr/lib/postgresql/15/bin:$PATH"
+if [ "$(id -u)" = 0 ]; then
+    mkdir -p "$PGDATA" /run/postgresql
+    chown postgres:postgres "$PGDATA" /run/postgresql
+    exec setpriv --reuid=postgres --regid=postgres --clear-groups "$0" "$@"
+fi
+if [ ! -s "$PGDATA/PG_VERSION" ]; then
+    initdb --no-sync --username=postgres --locale=C --encoding=UTF8 --auth=trust >/dev/null
+    echo "host all all all ${POSTGRES_HOST_AUTH_METHOD:-scram-sha-256}" >>"$PGDATA/pg_hba.conf"
+fi
+exec "$@" -c fsync=off
 """
 
 
@@ -90,9 +109,12 @@ def _skeleton(shell: str) -> list[tuple[tarfile.TarInfo, bytes]]:
         entry(
             "etc/passwd",
             f"root:x:0:0:root:/root:{shell}\napp:x:1234:1234:app:/srv/app:/bin/sh\n"
-            "redis:x:999:999:redis:/var/lib/redis:/bin/sh\nnobody:x:65534:65534:nobody:/nonexistent:/bin/false\n",
+            "redis:x:999:999:redis:/var/lib/redis:/bin/sh\n"
+            "postgres:x:998:998:postgres:/var/lib/postgresql:/bin/sh\nnobody:x:65534:65534:nobody:/nonexistent:/bin/false\n",
         ),
-        entry("etc/group", "root:x:0:\nextra:x:2000:app\napp:x:1234:\nredis:x:999:\nnogroup:x:65534:\n"),
+        entry(
+            "etc/group", "root:x:0:\nextra:x:2000:app\napp:x:1234:\nredis:x:999:\npostgres:x:998:\nnogroup:x:65534:\n"
+        ),
         entry("etc/nsswitch.conf", "passwd: files\ngroup: files\nhosts: files dns\n"),
         entry("usr/bin/sh", link="dash"),
     ]
@@ -137,6 +159,22 @@ def _redis(recipe: Recipe) -> tuple[list[Blob], dict[str, Any]]:
     ], config
 
 
+def _postgres(recipe: Recipe) -> tuple[list[Blob], dict[str, Any]]:
+    below, base = _base()
+    files = {name: source for name, source in files_of(closure(recipe.packages)).items() if name not in below}
+    work = [
+        entry("usr/local/bin/docker-entrypoint.sh", ENTRYPOINT, mode=0o755),
+        entry("var/lib/postgresql", uid=998, gid=998),
+    ]
+    config = {
+        "Env": [PATH, "PGDATA=/var/lib/postgresql/data"],
+        "Entrypoint": ["docker-entrypoint.sh"],
+        "Cmd": ["postgres"],
+        "ExposedPorts": {"5432/tcp": {}},
+    }
+    return [base, file_layer(files, work)], config
+
+
 def _no_bash(recipe: Recipe) -> tuple[list[Blob], dict[str, Any]]:
     files = files_of(closure(recipe.packages))
     for name in ("/etc/passwd", "/etc/group", "/etc/nsswitch.conf", "/usr/bin/sh", "/usr/bin/bash", "/usr/bin/rbash"):
@@ -160,6 +198,7 @@ def _tiny(recipe: Recipe) -> tuple[list[Blob], dict[str, Any]]:
 RECIPES = {
     "python:3.12-slim": Recipe("library/python", "3.12-slim", BASE + PYTHON, _python),
     "redis:7": Recipe("library/redis", "7", BASE + REDIS, _redis),
+    "postgres:16": Recipe("library/postgres", "16", BASE + POSTGRES, _postgres),
     "nobash:1": Recipe("library/nobash", "1", ("dash", "coreutils", "libc-bin", "hostname"), _no_bash),
     "tiny:1": Recipe("library/tiny", "1", ("dash", "libc6"), _tiny),
 }
