@@ -19,12 +19,13 @@ import attrs
 
 from benchmarks.report import Measurement
 from benchmarks.samples import Case, interleave
+from benchmarks.tunnels import measure_tunnels
 
 __all__ = ["SERVED", "Served", "served"]
 
 OFFICIAL = "langsmith 0.15.0"
 REQUIREMENT = "langsmith[sandbox]==0.15.0"
-SERVED = ("remote_round_trip", "remote_stream", "remote_concurrent", "remote_files", "remote_crowd")
+SERVED = ("remote_round_trip", "remote_stream", "remote_concurrent", "remote_files", "remote_crowd", "tunnels")
 STREAM_BYTES = FILE_BYTES = 100_000_000
 STREAM = f"head -c {STREAM_BYTES} /dev/zero | tr '\\0' x"
 CROWD = (6, 50)
@@ -63,6 +64,7 @@ class Served:
     clients: Mapping[str, Remote]
     server: int
     quick: bool
+    folder: Path
 
     def remote_round_trip(self) -> list[Measurement]:
         """A command in a sandbox that is there."""
@@ -136,6 +138,10 @@ class Served:
             ),
         ]
 
+    def tunnels(self) -> list[Measurement]:
+        """TCP through tunnels."""
+        return measure_tunnels(self.clients, self.folder, quick=self.quick)
+
     def _measured(self, action: str, *, rounds: int, per_round: int = 1, **order: Any) -> dict[str, list[float]]:
         cases = {
             name: Case(functools.partial(client.ask, action, **order), per_round=per_round)
@@ -162,7 +168,7 @@ def served(folder: Path, *, quick: bool) -> Iterator[Served]:
                 _driver([str(official), "-I", str(_DRIVERS / "official.py"), f"{url}/api/v2/sandboxes", key])
             ),
         }
-        yield Served(clients, process.pid, quick)
+        yield Served(clients, process.pid, quick, folder)
 
 
 def _official(folder: Path) -> Path:

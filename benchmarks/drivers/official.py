@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 import sys
 import time
 import warnings
@@ -12,6 +13,8 @@ from typing import Any
 warnings.simplefilter("ignore")
 
 from langsmith.sandbox import AsyncSandboxClient  # noqa: E402
+
+TUNNELS: list[Any] = []
 
 
 async def round_trip(sandbox: Any) -> float:
@@ -45,8 +48,24 @@ async def download(sandbox: Any, size: int) -> float:
     return time.perf_counter() - began
 
 
+async def prepare(sandbox: Any, command: str) -> bool:
+    result = await sandbox.run(command, timeout=60)
+    assert result.exit_code == 0, result.stderr
+    return True
+
+
+async def tunnel(sandbox: Any, port: int) -> int:
+    """A tunnel that stays; its local port."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        local = listener.getsockname()[1]
+    TUNNELS.append(await sandbox.tunnel(port, local_port=local))
+    return int(local)
+
+
 async def main(url: str, key: str) -> None:
-    actions: dict[str, Any] = {each.__name__: each for each in (round_trip, stream, concurrent, upload, download)}
+    actions: dict[str, Any] = {
+        each.__name__: each for each in (round_trip, stream, concurrent, upload, download, prepare, tunnel)
+    }
     client = AsyncSandboxClient(api_endpoint=url, api_key=key)
     async with await client.sandbox() as sandbox:
         while line := await asyncio.to_thread(sys.stdin.readline):

@@ -46,6 +46,18 @@ async def download(sandbox: AsyncSandbox, size: int) -> float:
     return time.perf_counter() - began
 
 
+async def prepare(sandbox: AsyncSandbox, command: str) -> bool:
+    result = await sandbox.run(command, timeout=60)
+    assert result.exit_code == 0, result.stderr
+    return True
+
+
+async def tunnel(sandbox: AsyncSandbox, port: int) -> int:
+    """A tunnel that stays; its local port."""
+    opened = await sandbox.tunnel(port)
+    return opened.local_port
+
+
 async def crowd(client: AsyncSandboxClient, sandboxes: int, count: int, command: str, size: int) -> list[float]:
     """How long each of ``count`` commands in each sandbox took, all at once; each must give ``size`` characters."""
     took: list[float] = []
@@ -66,7 +78,9 @@ async def crowd(client: AsyncSandboxClient, sandboxes: int, count: int, command:
 
 
 async def main(url: str, key: str) -> None:
-    actions: dict[str, Any] = {each.__name__: each for each in (round_trip, stream, concurrent, upload, download)}
+    actions: dict[str, Any] = {
+        each.__name__: each for each in (round_trip, stream, concurrent, upload, download, prepare, tunnel)
+    }
     async with AsyncSandboxClient(api_endpoint=url, api_key=key) as client, client.sandbox() as sandbox:
         while line := await trio.to_thread.run_sync(sys.stdin.readline):
             order = json.loads(line)

@@ -71,15 +71,22 @@ class ResumingWire:
         self._receipts = Receipts(self._settings.acknowledge_bytes)
         self._inbox: deque[bytes] = deque()
         self._inbox_bytes = 0
-        self._changed = trio.lowlevel.ParkingLot()
+        # Who waits for what has a place of its own: most messages are small, and each needless wake-up shows.
+        self._arrived = trio.lowlevel.ParkingLot()
+        self._inbox_room = trio.lowlevel.ParkingLot()
+        self._log_room = trio.lowlevel.ParkingLot()
+        self._taken = trio.lowlevel.ParkingLot()
         self._to_send = trio.lowlevel.ParkingLot()
+        self._state_changed = trio.lowlevel.ParkingLot()
         self._lock = trio.Lock()
         self._turn: trio.CancelScope | None = None
-        self._connected = False
+        self._connection: Connection | None = None
+        self._carrying: trio.CancelScope | None = None
+        self._sending = False
         self._over: str | None = None
 
     def __repr__(self) -> str:
-        state = "over" if self._over is not None else "connected" if self._connected else "between connections"
+        state = "over" if self._over is not None else "connected" if self._connection else "between connections"
         return f"<{type(self).__name__} {state}>"
 
     # -- the session's side ------------------------------------------------------------------------------------------
@@ -89,14 +96,20 @@ class ResumingWire:
 
         Raises:
             WireClosedError: The wire is over.
+
+        Cancellation: the frames are sent nevertheless, or those before a point; it may cost the connection.
         """
         for frame in frames:
             while self._log.full and self._over is None:
-                await self._changed.park()
+                self._to_send.unpark_all()
+                await self._log_room.park()
             self._check()
             self._log.add(frame)
+        if self._connection is None or self._sending:
             self._to_send.unpark_all()
-        await trio.lowlevel.checkpoint()
+            await trio.lowlevel.checkpoint()
+        else:
+            await self._push(self._connection)
 
     async def receive(self) -> bytes:
         """What came next. Cancellation: atomic.
@@ -107,16 +120,16 @@ class ResumingWire:
         await trio.lowlevel.checkpoint_if_cancelled()
         while not self._inbox:
             self._check()
-            await self._changed.park()
+            await self._arrived.park()
         data = self._inbox.popleft()
         self._inbox_bytes -= len(data)
-        self._changed.unpark_all()
+        self._inbox_room.unpark_all()
         return data
 
     async def flush(self) -> None:
         """Wait until a connection has taken everything, or the wire is over."""
-        while self._log.pending and self._over is None:
-            await self._changed.park()
+        while (self._log.pending or self._sending) and self._over is None:
+            await self._taken.park()
 
     # -- the owner's side --------------------------------------------------------------------------------------------
 
@@ -136,7 +149,8 @@ class ResumingWire:
             self._over = reason
             if self._turn is not None:
                 self._turn.cancel()
-            self._changed.unpark_all()
+            for waiting in (self._arrived, self._log_room, self._taken, self._state_changed):
+                waiting.unpark_all()
 
     @contextlib.asynccontextmanager
     async def turn(self) -> AsyncIterator[int]:
@@ -183,58 +197,81 @@ class ResumingWire:
         except ResumeError as error:
             self.end(str(error))
             return str(error)
-        self._connected = True
-        self._changed.unpark_all()
         try:
             async with trio.open_nursery() as nursery:
+                self._connection, self._carrying = connection, nursery.cancel_scope
+                self._log_room.unpark_all()
+                self._state_changed.unpark_all()
                 nursery.start_soon(until_broken, self._send_over)
                 await until_broken(self._receive_over)
         finally:
-            self._connected = False
-            self._changed.unpark_all()
-        return reasons[0]
+            self._connection = self._carrying = None
+            self._state_changed.unpark_all()
+        return reasons[0] if reasons else "the connection broke"
 
     async def expire(self) -> None:
         """End the wire when it had no connection for too long; returns once it is over."""
         while self._over is None:
-            if self._connected:
-                await self._changed.park()
+            if self._connection is not None:
+                await self._state_changed.park()
                 continue
             with trio.move_on_after(self._settings.patience_s):
-                while not self._connected and self._over is None:
-                    await self._changed.park()
-            if not self._connected:
+                while self._connection is None and self._over is None:
+                    await self._state_changed.park()
+            if self._connection is None:
                 self.end(f"no connection for {self._settings.patience_s:g} s")
 
     # -- one connection ----------------------------------------------------------------------------------------------
 
     async def _send_over(self, connection: Connection) -> None:
         while True:
-            if self._receipts.due:
-                await connection.send(receipt_to_text(self._receipts.tell()))
-            elif self._log.pending:
-                await connection.send(self._log.take(self._settings.message_bytes))
-                self._changed.unpark_all()
+            if not self._sending and (self._log.pending or self._receipts.due):
+                await self._push(connection)
             else:
                 await self._to_send.park()
+
+    async def _push(self, connection: Connection) -> None:
+        """Send all that there is to be sent: by whoever has it, so that nobody need be woken up for it."""
+        self._sending = True
+        carrying = self._carrying
+        try:
+            while True:
+                if self._receipts.due:
+                    await connection.send(receipt_to_text(self._receipts.tell()))
+                elif self._log.pending:
+                    await connection.send(self._log.take(self._settings.message_bytes))
+                else:
+                    break
+        except BaseException as error:
+            # Half a message may be sent: nothing else can be over this connection.
+            if self._connection is connection:
+                self._connection = None
+            if carrying is not None:
+                carrying.cancel()
+            if not isinstance(error, WireClosedError):
+                raise
+        finally:
+            self._sending = False
+            self._taken.unpark_all()
 
     async def _receive_over(self, connection: Connection) -> None:
         while True:
             while self._inbox_bytes >= self._settings.inbox_bytes:
-                await self._changed.park()
+                await self._inbox_room.park()
             # From here on nothing waits: what has come is counted, or has not come.
             self._take_in(await connection.receive())
 
     def _take_in(self, message: bytes | str) -> None:
         if isinstance(message, str):
             self._log.acknowledge(receipt_from_text(message))
-        else:
-            self._inbox.append(message)
-            self._inbox_bytes += len(message)
-            self._receipts.count(len(message))
-            if self._receipts.due:
-                self._to_send.unpark_all()
-        self._changed.unpark_all()
+            self._log_room.unpark_all()
+            return
+        self._inbox.append(message)
+        self._inbox_bytes += len(message)
+        self._receipts.count(len(message))
+        if self._receipts.due:
+            self._to_send.unpark_all()
+        self._arrived.unpark_all()
 
     def _check(self) -> None:
         if self._over is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import os
 import random
 import socket
 from collections.abc import AsyncIterator
@@ -255,3 +256,34 @@ def test_asyncio(state_dir: Path) -> None:
             await tunnel.aclose()
 
     asyncio.run(main())
+
+
+@pytest.mark.slow
+async def test_two_hundred_connections_a_second_for_a_minute(client: AsyncSandboxClient) -> None:
+    """Opened, used and closed; afterwards nothing is open on either side. Embedded, a part of it has to do."""
+    seconds = 60 if client.mode == "remote" else 5
+    done = 0
+
+    async def visit(port: int) -> None:
+        nonlocal done
+        async with await trio.open_tcp_stream("127.0.0.1", port) as stream:
+            await stream.send_all(b"hello")
+            assert await stream.receive_some() == b"hello"
+            await stream.send_eof()
+            assert await stream.receive_some() == b""
+        done += 1
+
+    async with speaking(client, ECHO) as sandbox, sandbox.tunnel(7000) as tunnel:
+        before = len(os.listdir("/proc/self/fd"))
+        began = trio.current_time()
+        async with trio.open_nursery() as nursery:
+            for number in range(200 * seconds):
+                await trio.sleep_until(began + number / 200)
+                nursery.start_soon(visit, tunnel.local_port)
+        assert done == 200 * seconds
+        assert tunnel.errors == ()
+        with trio.fail_after(10):
+            while len(os.listdir("/proc/self/fd")) > before:
+                await trio.sleep(0.1)
+        left = await sandbox.run("cat /proc/net/tcp | grep -c ' 01 '")
+        assert left.stdout == "0\n"
