@@ -7,8 +7,7 @@ streams notice nothing but a pause. The client makes the connections; for the se
 from __future__ import annotations
 
 import contextlib
-from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from typing import Protocol
 
 import attrs
@@ -48,14 +47,12 @@ class ResumeSettings:
         replay_bytes: What is kept until it is acknowledged; who sends more waits.
         acknowledge_bytes: After how much the peer is told what has come.
         message_bytes: How long a message is that is made of several pieces.
-        inbox_bytes: What is taken from a connection ahead of its reader.
         patience_s: How long the wire waits for another connection.
     """
 
     replay_bytes: int = REPLAY_BYTES
     acknowledge_bytes: int = ACKNOWLEDGE_BYTES
     message_bytes: int = 256 * 1024
-    inbox_bytes: int = 1024**2
     patience_s: float = 30.0
 
 
@@ -69,11 +66,8 @@ class ResumingWire:
         self._settings = settings or ResumeSettings()
         self._log = ReplayLog(self._settings.replay_bytes)
         self._receipts = Receipts(self._settings.acknowledge_bytes)
-        self._inbox: deque[bytes] = deque()
-        self._inbox_bytes = 0
         # Who waits for what has a place of its own: most messages are small, and each needless wake-up shows.
         self._arrived = trio.lowlevel.ParkingLot()
-        self._inbox_room = trio.lowlevel.ParkingLot()
         self._log_room = trio.lowlevel.ParkingLot()
         self._taken = trio.lowlevel.ParkingLot()
         self._to_send = trio.lowlevel.ParkingLot()
@@ -82,6 +76,8 @@ class ResumingWire:
         self._turn: trio.CancelScope | None = None
         self._connection: Connection | None = None
         self._carrying: trio.CancelScope | None = None
+        self._pulling: trio.CancelScope | None = None
+        self._why = ""
         self._sending = False
         self._over: str | None = None
 
@@ -117,14 +113,39 @@ class ResumingWire:
         Raises:
             WireClosedError: The wire is over.
         """
-        await trio.lowlevel.checkpoint_if_cancelled()
-        while not self._inbox:
+        while True:
             self._check()
-            await self._arrived.park()
-        data = self._inbox.popleft()
-        self._inbox_bytes -= len(data)
-        self._inbox_room.unpark_all()
-        return data
+            if (connection := self._connection) is None:
+                await self._arrived.park()
+            elif (data := await self._pull(connection)) is not None:
+                return data
+
+    async def _pull(self, connection: Connection) -> bytes | None:
+        """What comes next over a connection, by the one who wants it; ``None`` where there is nothing for it."""
+        message: bytes | str | None = None
+        with trio.CancelScope() as self._pulling:
+            try:
+                message = await connection.receive()
+            except WireClosedError as error:
+                self._break(connection, str(error))
+        self._pulling = None
+        # From here on nothing waits: what has come is counted, or has not come.
+        if isinstance(message, str):
+            self._acknowledged(message)
+            return None
+        if message is not None:
+            self._receipts.count(len(message))
+            if self._receipts.due:
+                self._to_send.unpark_all()
+        return message
+
+    def _acknowledged(self, message: str) -> None:
+        try:
+            self._log.acknowledge(receipt_from_text(message))
+        except ResumeError as error:
+            self.end(str(error))
+            return
+        self._log_room.unpark_all()
 
     async def flush(self) -> None:
         """Wait until a connection has taken everything, or the wire is over."""
@@ -147,8 +168,9 @@ class ResumingWire:
         """Take no more connections; the session ends with ``reason``. Idempotent."""
         if self._over is None:
             self._over = reason
-            if self._turn is not None:
-                self._turn.cancel()
+            for scope in (self._turn, self._pulling):
+                if scope is not None:
+                    scope.cancel()
             for waiting in (self._arrived, self._log_room, self._taken, self._state_changed):
                 waiting.unpark_all()
 
@@ -180,34 +202,33 @@ class ResumingWire:
             connection: The caller closes it.
             peer_received: How many bytes the peer says that it has.
         """
-        reasons: list[str] = []
-
-        async def until_broken(job: Callable[[Connection], Awaitable[None]]) -> None:
-            try:
-                await job(connection)
-            except WireClosedError as error:
-                reasons.append(str(error))
-            except ResumeError as error:
-                reasons.append(str(error))
-                self.end(str(error))
-            nursery.cancel_scope.cancel()
-
         try:
             self._log.resume(peer_received)
         except ResumeError as error:
             self.end(str(error))
             return str(error)
+        self._why = "the connection was given up"
         try:
-            async with trio.open_nursery() as nursery:
-                self._connection, self._carrying = connection, nursery.cancel_scope
-                self._log_room.unpark_all()
-                self._state_changed.unpark_all()
-                nursery.start_soon(until_broken, self._send_over)
-                await until_broken(self._receive_over)
+            with trio.CancelScope() as self._carrying:
+                self._connection = connection
+                for waiting in (self._arrived, self._log_room, self._state_changed):
+                    waiting.unpark_all()
+                await self._send_over(connection)
         finally:
-            self._connection = self._carrying = None
-            self._state_changed.unpark_all()
-        return reasons[0] if reasons else "the connection broke"
+            self._carrying = None
+            self._break(connection, self._why)
+        return self._why
+
+    def _break(self, connection: Connection, why: str) -> None:
+        """This connection is of no more use: whoever carries, sends or receives over it stops that."""
+        if self._connection is not connection:
+            return
+        self._connection = None
+        self._why = why
+        for scope in (self._carrying, self._pulling):
+            if scope is not None:
+                scope.cancel()
+        self._state_changed.unpark_all()
 
     async def expire(self) -> None:
         """End the wire when it had no connection for too long; returns once it is over."""
@@ -224,54 +245,34 @@ class ResumingWire:
     # -- one connection ----------------------------------------------------------------------------------------------
 
     async def _send_over(self, connection: Connection) -> None:
-        while True:
+        while self._connection is connection:
             if not self._sending and (self._log.pending or self._receipts.due):
                 await self._push(connection)
             else:
+                # Also while somebody else sends, over this connection or still over the one before.
                 await self._to_send.park()
 
     async def _push(self, connection: Connection) -> None:
         """Send all that there is to be sent: by whoever has it, so that nobody need be woken up for it."""
         self._sending = True
-        carrying = self._carrying
         try:
-            while True:
+            while self._connection is connection:
                 if self._receipts.due:
                     await connection.send(receipt_to_text(self._receipts.tell()))
                 elif self._log.pending:
                     await connection.send(self._log.take(self._settings.message_bytes))
                 else:
                     break
-        except BaseException as error:
+        except WireClosedError as error:
+            self._break(connection, str(error))
+        except BaseException:
             # Half a message may be sent: nothing else can be over this connection.
-            if self._connection is connection:
-                self._connection = None
-            if carrying is not None:
-                carrying.cancel()
-            if not isinstance(error, WireClosedError):
-                raise
+            self._break(connection, "a message was broken off")
+            raise
         finally:
             self._sending = False
             self._taken.unpark_all()
-
-    async def _receive_over(self, connection: Connection) -> None:
-        while True:
-            while self._inbox_bytes >= self._settings.inbox_bytes:
-                await self._inbox_room.park()
-            # From here on nothing waits: what has come is counted, or has not come.
-            self._take_in(await connection.receive())
-
-    def _take_in(self, message: bytes | str) -> None:
-        if isinstance(message, str):
-            self._log.acknowledge(receipt_from_text(message))
-            self._log_room.unpark_all()
-            return
-        self._inbox.append(message)
-        self._inbox_bytes += len(message)
-        self._receipts.count(len(message))
-        if self._receipts.due:
             self._to_send.unpark_all()
-        self._arrived.unpark_all()
 
     def _check(self) -> None:
         if self._over is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
 import pytest
 import trio
@@ -13,9 +13,7 @@ import trio.testing
 from sandboxrt.tunnels.mux import Mux, MuxStream, WireClosedError
 from sandboxrt.tunnels.resuming import ResumeSettings, ResumingWire
 
-SETTINGS = ResumeSettings(
-    replay_bytes=64 * 1024, acknowledge_bytes=8 * 1024, message_bytes=4 * 1024, inbox_bytes=16 * 1024, patience_s=30
-)
+SETTINGS = ResumeSettings(replay_bytes=64 * 1024, acknowledge_bytes=8 * 1024, message_bytes=4 * 1024, patience_s=30)
 
 
 class Cut:
@@ -175,6 +173,12 @@ async def test_without_a_connection_it_ends_in_time(autojump_clock: trio.testing
             raise AssertionError("an ended wire took a connection")
 
 
+async def _read_on(wire: ResumingWire) -> None:
+    with suppress(WireClosedError):
+        while True:
+            await wire.receive()
+
+
 async def test_a_newer_connection_takes_the_turn(autojump_clock: trio.testing.MockClock) -> None:
     wire = ResumingWire(SETTINGS)
     first, second = connection(100), connection(100)
@@ -188,10 +192,12 @@ async def test_a_newer_connection_takes_the_turn(autojump_clock: trio.testing.Mo
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(older)
+        nursery.start_soon(_read_on, wire)
         await first[1].send(b"some")
         await trio.sleep(1)
         async with wire.turn() as received:
             order.append(f"newer has {received}")
+        wire.end("done")
     assert order == ["older is over", "newer has 4"]
     second[0].close()
 
@@ -210,6 +216,7 @@ async def test_a_peer_that_does_not_fit_ends_it(autojump_clock: trio.testing.Moc
             await far.send(message)
 
         nursery.start_soon(peer)
+        nursery.start_soon(_read_on, wire)
         assert why in await wire.carry(near, 0)
     assert wire.over
 
