@@ -16,11 +16,9 @@ class Captures:
     """Who copies a sandbox's files, and who must wait for that.
 
     Attributes:
-        running: How many copy or wait for their turn: the sandbox is in use then.
         turn: Held by the one that copies.
     """
 
-    running: int = 0
     turn: trio.Lock = attrs.field(factory=trio.Lock)
     _scopes: set[trio.CancelScope] = attrs.field(factory=set)
 
@@ -29,11 +27,9 @@ class Captures:
         """A capture, for the length of the block, which :meth:`end` cancels; it copies while it has the ``turn``."""
         with trio.CancelScope() as scope:
             self._scopes.add(scope)
-            self.running += 1
             try:
                 yield
             finally:
-                self.running -= 1
                 self._scopes.discard(scope)
 
     async def wait(self) -> None:

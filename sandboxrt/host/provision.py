@@ -18,6 +18,7 @@ from sandboxrt.host.launch import ImageSettings, Launcher
 from sandboxrt.host.ports import SandboxRecords, Snapshots
 from sandboxrt.models import RunConfig
 from sandboxrt.protocol.rest import CreateSandbox
+from sandboxrt.protocol.rest_fields import invalid
 from sandboxrt.store import SandboxRow
 
 __all__ = ["Workshop", "hostname", "make_container", "new_launcher", "record_sandbox", "sandbox_dir"]
@@ -49,6 +50,7 @@ async def record_sandbox(shop: Workshop, request: CreateSandbox) -> tuple[Sandbo
         ResourceNotFoundError: There is no such snapshot.
         ResourceAlreadyExistsError: The name is taken.
         QuotaExceededError: It does not fit into the quota of its tenant.
+        ValidationError: Its disk would be smaller than what the snapshot holds.
         ResourceInUseError: It lies on this machine's own packages, and sandboxes have those of before a change.
     """
     snapshot_id = await _snapshot_id(shop, request)
@@ -120,9 +122,16 @@ async def _snapshot_id(shop: Workshop, request: CreateSandbox) -> str:
 
 
 async def _sized(shop: Workshop, request: CreateSandbox, snapshot_id: str) -> CreateSandbox:
-    if not request.disk_of_snapshot or not (request.snapshot_id or request.snapshot_name or request.snapshot):
+    if not (request.snapshot_id or request.snapshot_name or request.snapshot):
         return request
-    size = (await shop.snapshots.get(snapshot_id)).fs_capacity_bytes
+    snapshot = await shop.snapshots.get(snapshot_id)
+    if not request.disk_of_snapshot:
+        asked, used = request.limits.disk_bytes, snapshot.fs_used_bytes
+        if asked is not None and used is not None and asked < used:
+            message = f"of {asked} must not be less than the {used} bytes that the snapshot holds"
+            raise invalid(message, "fs_capacity_bytes")
+        return request
+    size = snapshot.fs_capacity_bytes
     return attrs.evolve(request, limits=attrs.evolve(request.limits, disk_bytes=size)) if size else request
 
 

@@ -602,7 +602,7 @@ class Sandbox:
 
     async def _copy_files(self, target: Path, reserve_bytes: int) -> Captured:
         """Copy what was written in it, as of one instant; once it is at rest, where it is being stopped."""
-        with self._captures.one():
+        with self.activity(), self._captures.one():
             while True:
                 if self.status is SandboxStatus.STOPPED:
                     await self.at_rest.wait()
@@ -619,11 +619,7 @@ class Sandbox:
             uid_base = self._row.uid_base
             return await self._shop.engine.capture(self._folder, uid_base, target, reserve_bytes=reserve_bytes)
         assert self._container is not None
-        self.touch()
-        try:
-            return await self._container.capture(target, reserve_bytes=reserve_bytes)
-        finally:
-            self.touch()
+        return await self._container.capture(target, reserve_bytes=reserve_bytes)
 
     def isolation(self) -> IsolationReport:
         """What isolation it really has.
@@ -670,7 +666,7 @@ class Sandbox:
 
     @property
     def _busy(self) -> bool:
-        return bool(self._sessions.attended or self._activities or len(self._connections) or self._captures.running)
+        return bool(self._sessions.attended or self._activities or len(self._connections))
 
     def _idle_for_s(self) -> float:
         return 0.0 if self._busy else trio.current_time() - self._last_active_at

@@ -470,9 +470,7 @@ class SnapshotLibrary:
         tools = self._folder.parent / "tools"
         made = await CaptureBuilder(self._config, tools, draft, build.report, self._disk).build(source, below)
         used_bytes = made.used_bytes + (0 if made.stands_alone else base.fs_used_bytes or 0)
-        if asked_bytes is not None and asked_bytes < used_bytes:
-            reason = f"fs_capacity_bytes of {asked_bytes} is less than the {used_bytes} bytes that it holds"
-            raise ResourceCreationError(reason, "snapshot", "Capture")
+        _check_capacity(asked_bytes, used_bytes)
         await self._writing(lambda: draft.rename(final))
         layers = tuple(attrs.evolve(layer, path=final / layer.path) for layer in made.layers)
         await self._finish(
@@ -503,6 +501,7 @@ class SnapshotLibrary:
         draft, final = self._draft(row.id), self._folder / row.id
         await self._writing(lambda: draft.mkdir(mode=0o700, parents=True))
         image = await ImageBuilder(self._config, draft, build.report, self._disk).build(request)
+        _check_capacity(request.fs_capacity_bytes, image.used_bytes)
         await self._writing(lambda: image.settle(final))
         content = SnapshotContent(image.layers(final), image.config)
         await self._finish(
@@ -574,6 +573,12 @@ def _check(name: str, fs_capacity_bytes: int | None) -> None:
         raise ValidationError(f"A snapshot's name has 1 to {_MAX_NAME} characters and is not '{HOST_NAME}'", "name")
     if fs_capacity_bytes is not None and fs_capacity_bytes <= 0:
         raise ValidationError("fs_capacity_bytes must be greater than 0", "fs_capacity_bytes")
+
+
+def _check_capacity(asked_bytes: int | None, used_bytes: int) -> None:
+    if asked_bytes is not None and asked_bytes < used_bytes:
+        reason = f"fs_capacity_bytes of {asked_bytes} is less than the {used_bytes} bytes that it holds"
+        raise ResourceCreationError(reason, "snapshot", "Capacity")
 
 
 def _changed_packages(users: tuple[str, ...]) -> ResourceInUseError:

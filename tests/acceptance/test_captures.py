@@ -17,6 +17,7 @@ from sandboxrt import (
     ResourceNotFoundError,
     RunConfig,
     Snapshot,
+    ValidationError,
 )
 from sandboxrt.host.config import HostConfig
 from sandboxrt.host.host import Host, open_host
@@ -88,7 +89,16 @@ async def test_too_small_a_capacity_is_refused(client: AsyncSandboxClient, catal
     async with client.sandbox(image.id) as sandbox:
         with pytest.raises(ResourceCreationError, match="fs_capacity_bytes of 1 is less than"):
             await sandbox.capture_snapshot("small", fs_capacity_bytes=1)
-        assert [each.name for each in await client.list_snapshots(name_contains="small")] == ["small"]
+    assert image.fs_used_bytes is not None
+    with pytest.raises(ValidationError, match="that the snapshot holds") as caught:
+        await client.create_sandbox(image.id, fs_capacity_bytes=image.fs_used_bytes - 1)
+    assert caught.value.field == "fs_capacity_bytes"
+    with pytest.raises(ResourceCreationError, match="fs_capacity_bytes of 4096 is less than"):
+        await client.create_snapshot("image", catalogue.reference("nobash:1"), 4096)
+    for failed in await client.list_snapshots(name_contains="image"):
+        await client.delete_snapshot(failed.id)
+    assert await client.list_sandboxes() == []
+    assert [each.name for each in await client.list_snapshots(name_contains="small")] == ["small"]
     assert sorted(path.name for path in (client._config.state_dir / "snapshots").iterdir()) == [image.id]
 
 

@@ -85,6 +85,18 @@ async def test_a_full_disk_fails_writes_inside_and_from_outside(sandbox: AsyncSa
     assert await sandbox.read("/root/more") == b"fits now"
 
 
+async def test_the_size_of_the_disk_and_what_is_used_of_it_show_inside(sandbox: AsyncSandbox) -> None:
+    ask = "stat -f -c '%S %b %f %d' /"
+    block, size, free, inodes = map(int, (await sandbox.run(ask)).stdout.split())
+    assert 48 * MIB < block * size <= 64 * MIB
+    await sandbox.run("head -c 20M /dev/zero > /root/fill; touch /root/other; sync")
+    _, _, free_then, inodes_then = map(int, (await sandbox.run(ask)).stdout.split())
+    assert 20 * MIB <= block * (free - free_then) < 21 * MIB
+    assert 2 <= inodes - inodes_then < 10
+    shown = (await sandbox.run("df --output=size -B1 / /tmp")).stdout.split()
+    assert shown[1] == shown[2], "one disk for both"
+
+
 async def test_cpu_time_is_rationed(sandbox: AsyncSandbox) -> None:
     # Half a CPU: two seconds of wall-clock time give about one of CPU time, however idle the host is.
     spin = "import time; e = time.monotonic() + 2\nwhile time.monotonic() < e: pass\nprint(time.process_time())"

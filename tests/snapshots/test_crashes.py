@@ -28,7 +28,7 @@ async def main():
     state, registry, until, then = sys.argv[1:]
     async with Store.open(state) as store, SnapshotLibrary(store, config=SnapshotConfig()) as library:
         request = CreateSnapshot(
-            name="doomed", docker_image="python:3.12-slim", fs_capacity_bytes=1, registry_url=f"http://{registry}"
+            name="doomed", docker_image="python:3.12-slim", fs_capacity_bytes=2**30, registry_url=f"http://{registry}"
         )
         snapshot = await library.create(request)
         async for progress in library.progress(snapshot.id):

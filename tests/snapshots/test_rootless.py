@@ -21,7 +21,7 @@ async def main():
     found = {"mapped": bool(namespace_prefix())}
     async with Store.open(sys.argv[1]) as store, SnapshotLibrary(store) as library:
         for name, image in (("good", sys.argv[2]), ("bad", "oci:/nowhere")):
-            request = CreateSnapshot(name=name, docker_image=image, fs_capacity_bytes=1)
+            request = CreateSnapshot(name=name, docker_image=image, fs_capacity_bytes=2**30)
             snapshot = await library.create(request)
             try:
                 snapshot = await library.wait(snapshot.id, 60)
