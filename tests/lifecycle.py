@@ -15,12 +15,13 @@ import trio
 
 from sandboxrt.errors import (
     ResourceAlreadyExistsError,
+    ResourceInUseError,
     ResourceNameConflictError,
     ResourceNotFoundError,
     SandboxNotReadyError,
 )
 from sandboxrt.host.host import Host
-from sandboxrt.protocol.rest import CreateSandbox, UpdateSandbox
+from sandboxrt.protocol.rest import CaptureSnapshot, CreateSandbox, UpdateSandbox
 from sandboxrt.testing.conformance import run
 
 __all__ = ["NAMES", "TIMELESS", "Life", "Plan"]
@@ -43,6 +44,8 @@ class Box:
     ttl: int = 0
     after_stop: int = 0
     stopped_at: float = 0.0
+    source: str = ""
+    """The capture that it was made from."""
 
     @property
     def ends_at(self) -> float:
@@ -52,12 +55,21 @@ class Box:
         return ends
 
 
+@attrs.frozen
+class Capture:
+    """What is to be true of one capture: what it holds, and on which one it lies."""
+
+    content: str
+    base: str
+
+
 class Life:
     """A host and the model of it, moved together. Times are counted from when it is made."""
 
     def __init__(self, host: Host) -> None:
         self.host = host
         self.boxes: dict[str, Box] = {}
+        self.captures: dict[str, Capture] = {}
         self.began = trio.current_time()
         self.now = 0.0
         self.operations: dict[str, Callable[[str, int], Awaitable[None]]] = {
@@ -68,6 +80,9 @@ class Life:
             "start": self.start,
             "delete": self.delete,
             "rename": self.rename,
+            "capture": self.capture,
+            "create from": self.create_from,
+            "forget": self.forget,
             "limit": self.limit,
             "pass time": self.pass_time,
         }
@@ -150,6 +165,47 @@ class Life:
             assert (await renaming).name == new_name
             self.boxes[new_name] = self.boxes.pop(name)
 
+    async def capture(self, name: str, how: int) -> None:
+        box = self.boxes.get(name)
+        capturing = self.host.capture_snapshot(name, CaptureSnapshot(name=f"of-{name}", tag=f"v{how}"))
+        if box is None:
+            await refused(ResourceNotFoundError, capturing)
+            return
+        snapshot = await self.host.wait_for_snapshot((await capturing).id, STEP_S)
+        assert (await self.host.get_snapshot(f"of-{name}:v{how}")).id == snapshot.id
+        self.captures[snapshot.id] = Capture(box.content, box.source)
+
+    async def create_from(self, name: str, how: int) -> None:
+        if not self.captures:
+            return
+        snapshot_id = tuple(self.captures)[how % len(self.captures)]
+        request = CreateSandbox(name=name, snapshot_id=snapshot_id, idle_ttl_seconds=0, exclusive=True)
+        if name in self.boxes:
+            await refused(ResourceAlreadyExistsError, self.host.create_sandbox(request))
+            return
+        assert (await self.host.create_sandbox(request)).status == "ready"
+        self.boxes[name] = Box(self.now, content=self.captures[snapshot_id].content, source=snapshot_id)
+
+    async def forget(self, name: str, how: int) -> None:
+        if not self.captures:
+            return
+        snapshot_id = tuple(self.captures)[how % len(self.captures)]
+        users = (*self.boxes.values(), *self.captures.values())
+        if any(snapshot_id == (user.source if isinstance(user, Box) else user.base) for user in users):
+            await refused(ResourceInUseError, self.host.delete_snapshot(snapshot_id))
+            return
+        await self.host.delete_snapshot(snapshot_id)
+        del self.captures[snapshot_id]
+        await refused(ResourceNotFoundError, self.host.get_snapshot(snapshot_id))
+
+    async def end(self) -> None:
+        """Delete all that there is, what lies on others first."""
+        for name in tuple(self.boxes):
+            await self.delete(name, 0)
+        for snapshot_id in reversed(tuple(self.captures)):
+            await self.host.delete_snapshot(snapshot_id)
+        assert await self.host.list_snapshots("of-") == []
+
     async def limit(self, name: str, how: int) -> None:
         ttl = TTLS[how % 3]
         changing = self.host.update_sandbox(name, UpdateSandbox(ttl_seconds=ttl))
@@ -171,7 +227,18 @@ class Life:
         await trio.testing.wait_all_tasks_blocked()
 
 
-TIMELESS: Final = ("create", "write", "read", "stop", "start", "delete", "rename")
+TIMELESS: Final = (
+    "create",
+    "write",
+    "read",
+    "stop",
+    "start",
+    "delete",
+    "rename",
+    "capture",
+    "create from",
+    "forget",
+)
 """Operations that need no virtual time."""
 
 

@@ -27,4 +27,6 @@ async def test_whatever_is_asked_in_whatever_order(state_dir: Path) -> None:
     ]
     with assert_nothing_left(state_dir), trio.fail_after(150):
         async with open_host(HostConfig(state_dir=state_dir)) as host:
-            await Life(host).follow(plan)
+            life = Life(host)
+            await life.follow(plan)
+            await life.end()

@@ -31,6 +31,7 @@ async def follow(plan: Plan) -> None:
                 assert len(engine.containers) == sum(box.status == "ready" for box in life.boxes.values())
                 # What was deleted or has expired has left no files either.
                 assert len(engine.kept) == len(life.boxes)
+                await life.end()
             assert not engine.containers
             assert not engine.kept
 
