@@ -6,7 +6,7 @@ import contextlib
 import math
 import socket
 import struct
-from collections.abc import AsyncIterator
+from collections.abc import Awaitable, Callable
 
 import attrs
 import trio
@@ -52,12 +52,13 @@ class Relay:
         return self._whole and not self._scope.cancelled_caught
 
     async def _copy(self, source: trio.abc.HalfCloseableStream, sink: trio.abc.HalfCloseableStream) -> None:
+        receive, send = _receiver(source), _sender(sink)
         try:
-            while data := await source.receive_some(_CHUNK_BYTES):
+            while data := await receive(_CHUNK_BYTES):
                 if self._ended:
                     self._postpone_end()
                 try:
-                    await sink.send_all(data)
+                    await send(data)
                 except _BROKEN:
                     self._whole = False
                     await self._swallow(source)
@@ -86,18 +87,40 @@ class Relay:
         self._scope.deadline = trio.current_time() + self.half_open_s if self._ended < 2 else math.inf
 
 
+def _receiver(stream: trio.abc.HalfCloseableStream) -> Callable[[int], Awaitable[bytes | bytearray]]:
+    """How to read a stream: a socket straight, for what goes through a tunnel in small pieces pays for each layer."""
+    sock: trio.socket.SocketType | None = getattr(stream, "socket", None)
+    if sock is None:
+        return stream.receive_some
+
+    async def receive(max_bytes: int) -> bytes:
+        try:
+            return await sock.recv(max_bytes)
+        except OSError as error:
+            raise trio.BrokenResourceError(str(error)) from error
+
+    return receive
+
+
+def _sender(stream: trio.abc.HalfCloseableStream) -> Callable[[bytes | bytearray], Awaitable[None]]:
+    """How to write to a stream, likewise."""
+    sock: trio.socket.SocketType | None = getattr(stream, "socket", None)
+    if sock is None:
+        return stream.send_all
+
+    async def send(data: bytes | bytearray) -> None:
+        try:
+            sent = await sock.send(data)
+            while sent < len(data):
+                sent += await sock.send(memoryview(data)[sent:])
+        except OSError as error:
+            raise trio.BrokenResourceError(str(error)) from error
+
+    return send
+
+
 def abort_socket(sock: trio.socket.SocketType) -> None:
     """Close a TCP connection so that the other side does not take what it has for all there is."""
     with contextlib.suppress(OSError):
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _AT_ONCE)
     sock.close()
-
-
-@contextlib.asynccontextmanager
-async def aborting(stream: trio.SocketStream) -> AsyncIterator[None]:
-    """Abort a connection when the block is left by an exception."""
-    try:
-        yield
-    except BaseException:
-        abort_socket(stream.socket)
-        raise

@@ -76,7 +76,6 @@ class ResumingWire:
         self._turn: trio.CancelScope | None = None
         self._connection: Connection | None = None
         self._carrying: trio.CancelScope | None = None
-        self._pulling: trio.CancelScope | None = None
         self._why = ""
         self._sending = False
         self._over: str | None = None
@@ -122,21 +121,20 @@ class ResumingWire:
 
     async def _pull(self, connection: Connection) -> bytes | None:
         """What comes next over a connection, by the one who wants it; ``None`` where there is nothing for it."""
-        message: bytes | str | None = None
-        with trio.CancelScope() as self._pulling:
-            try:
-                message = await connection.receive()
-            except WireClosedError as error:
-                self._break(connection, str(error))
-        self._pulling = None
+        try:
+            message = await connection.receive()
+        except WireClosedError as error:
+            self._break(connection, str(error))
+            return None
+        if self._connection is not connection:
+            return None  # the peer was told already that this has not come, and sends it again
         # From here on nothing waits: what has come is counted, or has not come.
         if isinstance(message, str):
             self._acknowledged(message)
             return None
-        if message is not None:
-            self._receipts.count(len(message))
-            if self._receipts.due:
-                self._to_send.unpark_all()
+        self._receipts.count(len(message))
+        if self._receipts.due:
+            self._to_send.unpark_all()
         return message
 
     def _acknowledged(self, message: str) -> None:
@@ -168,9 +166,8 @@ class ResumingWire:
         """Take no more connections; the session ends with ``reason``. Idempotent."""
         if self._over is None:
             self._over = reason
-            for scope in (self._turn, self._pulling):
-                if scope is not None:
-                    scope.cancel()
+            if self._turn is not None:
+                self._turn.cancel()
             for waiting in (self._arrived, self._log_room, self._taken, self._state_changed):
                 waiting.unpark_all()
 
@@ -199,7 +196,7 @@ class ResumingWire:
         """Carry the stream over a connection until it breaks; a sentence that says how it broke.
 
         Args:
-            connection: The caller closes it.
+            connection: The caller closes it then, which ends a wait for its next message too.
             peer_received: How many bytes the peer says that it has.
         """
         try:
@@ -225,9 +222,8 @@ class ResumingWire:
             return
         self._connection = None
         self._why = why
-        for scope in (self._carrying, self._pulling):
-            if scope is not None:
-                scope.cancel()
+        if self._carrying is not None:
+            self._carrying.cancel()
         self._state_changed.unpark_all()
 
     async def expire(self) -> None:

@@ -189,6 +189,7 @@ async def test_a_newer_connection_takes_the_turn(autojump_clock: trio.testing.Mo
             await wire.carry(first[0], 0)
             order.append("carried on")
         order.append("older is over")
+        first[0].close()
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(older)
