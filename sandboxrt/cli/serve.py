@@ -26,6 +26,7 @@ __all__ = ["serve"]
 
 _CEILINGS = Ceilings()
 _KEYS = KeyLimits()
+_HOST = HostConfig()
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 
@@ -65,6 +66,12 @@ _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
     show_default=True,
     help="Ports inside that may be reached, such as 5432,8000-8999; none = no tunnels, no service URLs.",
 )
+@click.option(
+    "--replay-memory",
+    type=SIZE,
+    default=_HOST.replay_budget_bytes,
+    help="Memory for output that readers may still want, all commands together; more goes to files. [256m]",
+)
 @click.option("--access-log/--no-access-log", default=True, help="A line of JSON for each request, on standard output.")
 def serve(
     *,
@@ -89,6 +96,7 @@ def serve(
     total_storage: int | None,
     max_requests: float,
     allow_ports: PortRules,
+    replay_memory: int,
     access_log: bool,
 ) -> None:
     """Serve the sandbox API; LangSmith clients work with it as they are.
@@ -111,6 +119,7 @@ def serve(
             runtime=runtime,
             quota=Quota(sandboxes=max_sandboxes, vcpus=total_cpus, mem_bytes=total_memory, storage_bytes=total_storage),
             connections=ConnectionSettings(ports=allow_ports),
+            replay_budget_bytes=replay_memory,
         ),
         app=AppSettings(
             public_url="",

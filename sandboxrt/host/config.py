@@ -51,6 +51,7 @@ class HostConfig:
         sessions: Bounds of each sandbox's commands together.
         connections: Which ports inside may be reached, and the bounds of each sandbox's connections to them.
         tunnels: The bounds of each tunnel.
+        replay_budget_bytes: Memory for the output that all commands of the host keep for readers who come later.
         spill_quota_bytes: Disk for the output of one sandbox's commands that is too much for memory.
         keep: Leave sandboxes as ``stopped`` with their files when the host ends or dies, and take over those that dead
             hosts have kept: for servers. Otherwise a host's sandboxes go with it.
@@ -70,5 +71,6 @@ class HostConfig:
     sessions: SessionLimits = attrs.field(factory=SessionLimits)
     connections: ConnectionSettings = attrs.field(factory=ConnectionSettings)
     tunnels: TunnelSettings = attrs.field(factory=TunnelSettings)
+    replay_budget_bytes: int = 256 * 1024**2
     spill_quota_bytes: int = 4 * 1024**3
     keep: bool = False

@@ -37,6 +37,7 @@ from sandboxrt.host.files import SandboxFile
 from sandboxrt.host.lifetime import check_ttl
 from sandboxrt.host.ports import SandboxRecords, Snapshots
 from sandboxrt.host.provision import Workshop, sandbox_dir
+from sandboxrt.host.replay import ReplayBudget
 from sandboxrt.host.sandbox import Sandbox, SandboxStatus
 from sandboxrt.host.search import FoundFiles, FoundLines
 from sandboxrt.host.tunnel import Tunnel
@@ -215,6 +216,7 @@ class Host:
             creating=trio.CapacityLimiter(config.max_concurrent_creates),
             removing=trio.CapacityLimiter(config.max_concurrent_deletes),
             spilling=trio.CapacityLimiter(4),
+            replay=ReplayBudget(config.replay_budget_bytes),
         )
         self._closed = False
 

@@ -16,6 +16,7 @@ from sandboxrt.errors import ResourceAlreadyExistsError
 from sandboxrt.host.config import HostConfig
 from sandboxrt.host.launch import ImageSettings, Launcher
 from sandboxrt.host.ports import SandboxRecords, Snapshots
+from sandboxrt.host.replay import ReplayBudget
 from sandboxrt.models import RunConfig
 from sandboxrt.protocol.rest import CreateSandbox
 from sandboxrt.protocol.rest_fields import invalid
@@ -36,6 +37,7 @@ class Workshop:
     creating: trio.CapacityLimiter
     removing: trio.CapacityLimiter
     spilling: trio.CapacityLimiter
+    replay: ReplayBudget
 
 
 def sandbox_dir(state_dir: Path, engine_id: str) -> Path:

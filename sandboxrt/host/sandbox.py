@@ -758,6 +758,7 @@ class Sandbox:
             ReplayBuffer(settings.replay_memory_bytes, settings.replay_spill_bytes),
             SpillFile(self._folder, self._quota, self._shop.spilling),
             on_change,
+            self._shop.replay,
         )
 
     def _start_command(self, command: Command) -> None:

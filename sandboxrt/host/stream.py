@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import trio
 
+from sandboxrt.host.replay import ReplayBudget
 from sandboxrt.host.spill import SpillFile
 from sandboxrt.protocol.output import MAX_READ_BYTES, ReplayBuffer, SpillRead, Utf8Sanitiser
 
@@ -21,10 +22,16 @@ class OutputStream:
         buffer: Keeps the output.
         spill: Takes what the buffer does not keep in memory.
         on_change: Called after each piece and at the end.
+        budget: Shared by the streams of a host.
     """
 
-    def __init__(self, buffer: ReplayBuffer, spill: SpillFile, on_change: Callable[[], None]) -> None:
+    def __init__(
+        self, buffer: ReplayBuffer, spill: SpillFile, on_change: Callable[[], None], budget: ReplayBudget | None = None
+    ) -> None:
         self._buffer = buffer
+        self._budget = budget or ReplayBudget()
+        self._share = self._budget.join(self)
+        self._spilling = trio.Lock()
         self._spill = spill
         self._on_change = on_change
         self._sanitiser = Utf8Sanitiser()
@@ -96,13 +103,31 @@ class OutputStream:
         if not clean or not self._keep:
             return
         self._buffer.append(clean)
+        self._share.resize(self._buffer.memory_used_bytes)
         self._on_change()
-        while (plan := self._buffer.plan_spill()) is not None:
-            try:
-                await self._spill.write(plan.pieces)
-            except OSError:
-                # The command goes on; what could not be kept is a recorded loss.
-                self._buffer.spill_failed()
-                await self._spill.aclose()
-            else:
-                self._buffer.spill_done(plan)
+        await self.spill()
+        if self._budget.used_bytes > self._budget.limit_bytes:
+            await self._budget.relieve()
+
+    async def spill(self, keep_bytes: int | None = None) -> None:
+        """Move the oldest output to the spill file until the rest is within bounds.
+
+        Args:
+            keep_bytes: How much may stay in memory; the stream's own bound where left out.
+
+        Cancellation: what was moved is moved.
+        """
+        if not self._buffer.wants_spill(keep_bytes):
+            return
+        async with self._spilling:
+            while (plan := self._buffer.plan_spill(keep_bytes=keep_bytes)) is not None:
+                try:
+                    await self._spill.write(plan.pieces)
+                except OSError:
+                    # The command goes on; what could not be kept is a recorded loss.
+                    self._buffer.spill_failed()
+                    await self._spill.aclose()
+                else:
+                    self._buffer.spill_done(plan)
+                self._share.resize(self._buffer.memory_used_bytes)
+        self._share.resize(self._buffer.memory_used_bytes)

@@ -193,13 +193,21 @@ class ReplayBuffer:
             raise LostOutputError(asked.offset, self._first)
         return _whole_characters(data, asked.offset)
 
-    def plan_spill(self, at_most_bytes: int = 1024**2) -> SpillWrite | None:
-        """What has to leave memory now, oldest first, or ``None``.
+    def wants_spill(self, keep_bytes: int | None = None) -> bool:
+        """Whether more is in memory than may stay; ``keep_bytes`` may say less than the buffer's own bound."""
+        return self.end - self._spilled > self._kept(keep_bytes)
+
+    def _kept(self, keep_bytes: int | None) -> int:
+        return self._memory_bytes if keep_bytes is None else min(keep_bytes, self._memory_bytes)
+
+    def plan_spill(self, at_most_bytes: int = 1024**2, *, keep_bytes: int | None = None) -> SpillWrite | None:
+        """What has to leave memory now, oldest first, or ``None``; ``keep_bytes`` as for :meth:`wants_spill`.
 
         What the write will overwrite counts as lost from this moment. Answer with :meth:`spill_done` or
         :meth:`spill_failed` before asking again.
         """
-        if self.end - self._spilled <= self._memory_bytes:
+        kept = self._kept(keep_bytes)
+        if self.end - self._spilled <= kept:
             return None
         if not self._segments:
             self._seal_tail()
@@ -207,12 +215,12 @@ class ReplayBuffer:
         size = 0
         limit = min(at_most_bytes, self._spill_bytes // 2)
         for segment in self._segments:
-            if chosen and (size + len(segment) > limit or self.end - self._spilled - size <= self._memory_bytes):
+            if chosen and (size + len(segment) > limit or self.end - self._spilled - size <= kept):
                 break
             chosen.append(segment)
             size += len(segment)
         if size > self._spill_bytes:
-            self._forget_oldest()
+            self._forget_oldest(kept)
             return None
         self._make_room(size)
         data = b"".join(chosen)
@@ -273,10 +281,10 @@ class ReplayBuffer:
             pieces.append((0, size - before_wrap))
         return pieces
 
-    def _forget_oldest(self) -> None:
+    def _forget_oldest(self, kept: int) -> None:
         size = 0
         for segment in self._segments:
-            if self.end - self._spilled - size <= self._memory_bytes:
+            if self.end - self._spilled - size <= kept:
                 break
             size += len(segment)
         self._drop(size)
