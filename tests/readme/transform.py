@@ -38,9 +38,12 @@ CALLS = frozenset(
 
 
 class _Awaiter(ast.NodeTransformer):
+    def __init__(self, calls: frozenset[str]) -> None:
+        self._calls = calls
+
     def visit_Call(self, node: ast.Call) -> ast.AST:
         self.generic_visit(node)
-        if isinstance(node.func, ast.Attribute) and node.func.attr in CALLS:
+        if isinstance(node.func, ast.Attribute) and node.func.attr in self._calls:
             return ast.Await(value=node)
         return node
 
@@ -67,7 +70,10 @@ def asynchronous(source: str, parameters: tuple[str, ...]) -> str:
 
     The names that the body assigns are returned, as ``exec`` would leave them behind.
     """
-    module = _Awaiter().visit(ast.parse(source))
+    tree = ast.parse(source)
+    # Where a sample imports `time`, it sleeps as it says; elsewhere the test hands in what an author would use.
+    imported = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
+    module = _Awaiter(CALLS - {"sleep"} if "time" in imported else CALLS).visit(tree)
     imports = [node for node in module.body if isinstance(node, ast.Import | ast.ImportFrom)]
     body = [node for node in module.body if node not in imports]
     function = ast.AsyncFunctionDef(
