@@ -38,7 +38,7 @@ __all__ = ["Boxes", "whole"]
 
 _DELETE_S: Final = 8.0
 _WITHOUT_DATAPLANE: Final = frozenset({"provisioning", "failed", "deleting"})
-_MAX_PAGE: Final = 1000
+_MAX_PAGE: Final = 500
 _MAX_KEY: Final = 256
 _MAX_LEASE_S: Final = 3600
 _SORTS: Final = {

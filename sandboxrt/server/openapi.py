@@ -349,7 +349,7 @@ def _paths() -> dict[str, Any]:
         "get": {
             **_operation("listSandboxes", "List sandboxes", {200: "SandboxList"}, (422,)),
             "parameters": [
-                *_page(1000, "all where left out"),
+                *_page(500, "all where left out"),
                 _query("status", _TEXT, "Only those in this status."),
                 _query("label", {"type": "array", "items": _TEXT}, "key or key=value; all must match."),
                 _query("sort_by", {"enum": list(SORT_FIELDS)}, "A field; oldest first where left out."),
