@@ -108,6 +108,7 @@ class AsyncSandboxClient(AsyncioClient[_trio_client.AsyncSandboxClient]):
         timeout: float = 30,
         ttl_seconds: int | None = None,
         idle_ttl_seconds: int | None = None,
+        delete_after_stop_seconds: int | None = None,
         vcpus: float | None = None,
         mem_bytes: int | None = None,
         fs_capacity_bytes: int | None = None,
@@ -127,6 +128,7 @@ class AsyncSandboxClient(AsyncioClient[_trio_client.AsyncSandboxClient]):
                 timeout=timeout,
                 ttl_seconds=ttl_seconds,
                 idle_ttl_seconds=idle_ttl_seconds,
+                delete_after_stop_seconds=delete_after_stop_seconds,
                 vcpus=vcpus,
                 mem_bytes=mem_bytes,
                 fs_capacity_bytes=fs_capacity_bytes,
@@ -147,6 +149,7 @@ class AsyncSandboxClient(AsyncioClient[_trio_client.AsyncSandboxClient]):
         wait_for_ready: bool = True,
         ttl_seconds: int | None = None,
         idle_ttl_seconds: int | None = None,
+        delete_after_stop_seconds: int | None = None,
         vcpus: float | None = None,
         mem_bytes: int | None = None,
         fs_capacity_bytes: int | None = None,
@@ -164,6 +167,8 @@ class AsyncSandboxClient(AsyncioClient[_trio_client.AsyncSandboxClient]):
             wait_for_ready: ``False`` returns at once, with status ``provisioning``.
             ttl_seconds: Longest lifetime, a multiple of 60; 0 = none.
             idle_ttl_seconds: Lifetime without activity, likewise; 600 where left out, 0 disables it.
+            delete_after_stop_seconds: Stop it when it is idle instead of deleting it, and delete it so long after a
+                stop; likewise a multiple of 60, 0 = keep it stopped.
             vcpus: CPU limit; overrides ``limits``.
             mem_bytes: Memory limit in bytes; overrides ``limits``.
             fs_capacity_bytes: Disk size in bytes; overrides ``limits``. With neither, the snapshot's own size.
@@ -192,6 +197,7 @@ class AsyncSandboxClient(AsyncioClient[_trio_client.AsyncSandboxClient]):
                     wait_for_ready=wait_for_ready,
                     ttl_seconds=ttl_seconds,
                     idle_ttl_seconds=idle_ttl_seconds,
+                    delete_after_stop_seconds=delete_after_stop_seconds,
                     vcpus=vcpus,
                     mem_bytes=mem_bytes,
                     fs_capacity_bytes=fs_capacity_bytes,
@@ -243,6 +249,7 @@ class AsyncSandboxClient(AsyncioClient[_trio_client.AsyncSandboxClient]):
         new_name: str | None = None,
         ttl_seconds: int | None = None,
         idle_ttl_seconds: int | None = None,
+        delete_after_stop_seconds: int | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> AsyncSandbox:
         """Rename a sandbox or change its lifetimes; ``None`` leaves as is, a TTL of 0 disables it.
@@ -253,7 +260,12 @@ class AsyncSandboxClient(AsyncioClient[_trio_client.AsyncSandboxClient]):
         return AsyncSandbox._of(
             await self._call(
                 lambda: self._inner.update_sandbox(
-                    name, new_name=new_name, ttl_seconds=ttl_seconds, idle_ttl_seconds=idle_ttl_seconds, headers=headers
+                    name,
+                    new_name=new_name,
+                    ttl_seconds=ttl_seconds,
+                    idle_ttl_seconds=idle_ttl_seconds,
+                    delete_after_stop_seconds=delete_after_stop_seconds,
+                    headers=headers,
                 )
             ),
             self._portal,

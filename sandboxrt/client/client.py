@@ -130,6 +130,7 @@ class AsyncSandboxClient:
         timeout: float = 30,
         ttl_seconds: int | None = None,
         idle_ttl_seconds: int | None = None,
+        delete_after_stop_seconds: int | None = None,
         vcpus: float | None = None,
         mem_bytes: int | None = None,
         fs_capacity_bytes: int | None = None,
@@ -148,6 +149,7 @@ class AsyncSandboxClient:
             timeout=timeout,
             ttl_seconds=ttl_seconds,
             idle_ttl_seconds=idle_ttl_seconds,
+            delete_after_stop_seconds=delete_after_stop_seconds,
             limits=limits,
             vcpus=vcpus,
             mem_bytes=mem_bytes,
@@ -166,6 +168,7 @@ class AsyncSandboxClient:
         wait_for_ready: bool = True,
         ttl_seconds: int | None = None,
         idle_ttl_seconds: int | None = None,
+        delete_after_stop_seconds: int | None = None,
         vcpus: float | None = None,
         mem_bytes: int | None = None,
         fs_capacity_bytes: int | None = None,
@@ -183,6 +186,8 @@ class AsyncSandboxClient:
             wait_for_ready: ``False`` returns at once, with status ``provisioning``.
             ttl_seconds: Longest lifetime, a multiple of 60; 0 = none.
             idle_ttl_seconds: Lifetime without activity, likewise; 600 where left out, 0 disables it.
+            delete_after_stop_seconds: Stop it when it is idle instead of deleting it, and delete it so long after a
+                stop; likewise a multiple of 60, 0 = keep it stopped.
             vcpus: CPU limit; overrides ``limits``.
             mem_bytes: Memory limit in bytes; overrides ``limits``.
             fs_capacity_bytes: Disk size in bytes; overrides ``limits``. With neither, the snapshot's own size.
@@ -209,6 +214,7 @@ class AsyncSandboxClient:
             wait_for_ready=wait_for_ready,
             ttl_seconds=ttl_seconds,
             idle_ttl_seconds=idle_ttl_seconds,
+            delete_after_stop_seconds=delete_after_stop_seconds,
             limits=limits,
             vcpus=vcpus,
             mem_bytes=mem_bytes,
@@ -259,6 +265,7 @@ class AsyncSandboxClient:
         new_name: str | None = None,
         ttl_seconds: int | None = None,
         idle_ttl_seconds: int | None = None,
+        delete_after_stop_seconds: int | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> AsyncSandbox:
         """Rename a sandbox or change its lifetimes; ``None`` leaves as is, a TTL of 0 disables it.
@@ -268,8 +275,14 @@ class AsyncSandboxClient:
         """
         check_ttl("ttl_seconds", ttl_seconds)
         check_ttl("idle_ttl_seconds", idle_ttl_seconds)
+        check_ttl("delete_after_stop_seconds", delete_after_stop_seconds)
         owner = self._open_owner()
-        request = UpdateSandbox(new_name=new_name, ttl_seconds=ttl_seconds, idle_ttl_seconds=idle_ttl_seconds)
+        request = UpdateSandbox(
+            new_name=new_name,
+            ttl_seconds=ttl_seconds,
+            idle_ttl_seconds=idle_ttl_seconds,
+            delete_after_stop_seconds=delete_after_stop_seconds,
+        )
         return AsyncSandbox(
             owner, await owner.transport.with_headers(headers).update_sandbox(name, request), auto_delete=False
         )

@@ -39,6 +39,7 @@ class Creator:
         timeout: float,
         ttl_seconds: int | None,
         idle_ttl_seconds: int | None,
+        delete_after_stop_seconds: int | None,
         limits: Limits | None,
         vcpus: float | None,
         mem_bytes: int | None,
@@ -53,6 +54,7 @@ class Creator:
             raise ValueError(f"timeout must be more than 0 seconds, not {timeout!r}")
         check_ttl("ttl_seconds", ttl_seconds)
         check_ttl("idle_ttl_seconds", idle_ttl_seconds)
+        check_ttl("delete_after_stop_seconds", delete_after_stop_seconds)
         given: dict[str, float | None] = {"vcpus": vcpus, "mem_bytes": mem_bytes, "disk_bytes": fs_capacity_bytes}
         return CreateSandbox(
             name=name or f"sandbox-{secrets.token_hex(4)}",
@@ -62,6 +64,7 @@ class Creator:
             timeout_s=timeout,
             ttl_seconds=ttl_seconds,
             idle_ttl_seconds=idle_ttl_seconds,
+            delete_after_stop_seconds=delete_after_stop_seconds,
             limits=_limits(limits or self.limits, given),
             asked_limits=self._asked_limits(limits, given),
             disk_of_snapshot=limits is None and fs_capacity_bytes is None,

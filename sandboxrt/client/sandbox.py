@@ -111,6 +111,11 @@ class AsyncSandbox:
         return self._info.idle_ttl_seconds
 
     @property
+    def delete_after_stop_seconds(self) -> int | None:
+        """How long it stays stopped until it is deleted; 0 = for ever, ``None`` = idleness deletes it at once."""
+        return self._info.delete_after_stop_seconds
+
+    @property
     def expires_at(self) -> str | None:
         """When it expires, as an ISO-8601 time, if a TTL is active."""
         return self._info.expires_at

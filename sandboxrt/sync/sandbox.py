@@ -81,6 +81,11 @@ class Sandbox(BlockingFacade[_trio_sandbox.AsyncSandbox]):
         return self._inner.idle_ttl_seconds
 
     @property
+    def delete_after_stop_seconds(self) -> int | None:
+        """How long it stays stopped until it is deleted; 0 = for ever, ``None`` = idleness deletes it at once."""
+        return self._inner.delete_after_stop_seconds
+
+    @property
     def expires_at(self) -> str | None:
         """When it expires, as an ISO-8601 time, if a TTL is active."""
         return self._inner.expires_at
