@@ -10,6 +10,7 @@ Source: protocol.md §5.
 from __future__ import annotations
 
 import errno
+import logging
 from collections import deque
 from collections.abc import Awaitable, Callable, Generator
 from contextlib import AbstractAsyncContextManager
@@ -18,12 +19,15 @@ from typing import Any, Final, Self
 
 import trio
 
+from sandboxrt.actors import sole_error
 from sandboxrt.client.owner import Owner
 from sandboxrt.client.transport.base import Dialer
-from sandboxrt.errors import SandboxClientError, TunnelError
+from sandboxrt.errors import ClientClosedError, SandboxClientError, TunnelError
 from sandboxrt.tunnels.relay import Relay, abort_socket
 
 __all__ = ["AsyncTunnel", "AsyncTunnelOpening"]
+
+_log = logging.getLogger("sandboxrt.client")
 
 _HOST: Final = "127.0.0.1"
 _BACKLOG: Final = 128
@@ -94,6 +98,8 @@ class AsyncTunnel:
         Cancellation: It is closed nevertheless; only the waiting ends.
         """
         self._leaving.set()
+        if not self._ready.is_set():
+            self._scope.cancel()
         await self._ended.wait()
 
     async def __aenter__(self) -> Self:
@@ -113,6 +119,8 @@ class AsyncTunnel:
 
     async def _open(self) -> None:
         """Start the task and wait until connections are taken. Cancellation: atomic."""
+        if self._owner.closed:
+            raise ClientClosedError("the client is closed")
         self._owner.start(self._run)
         try:
             await self._ready.wait()
@@ -121,15 +129,18 @@ class AsyncTunnel:
                 await self.aclose()
             raise
         if self._failure is not None:
-            await self._ended.wait()
             raise self._failure
+        if self._ended.is_set():
+            raise ClientClosedError("the client was closed while the tunnel was opened")
 
     async def _run(self) -> None:
         try:
             with self._scope:
                 await self._serve()
-        except Exception as error:  # noqa: BLE001  raised where the tunnel was asked for; nobody else's affair
-            self._failure = error
+        except Exception as caught:  # noqa: BLE001  raised where the tunnel was asked for; nobody else's affair
+            self._failure = sole_error(caught)
+            if self._ready.is_set():
+                _log.error("the tunnel on port %d failed", self._local_port, exc_info=self._failure)
         finally:
             self._ended.set()
             self._ready.set()

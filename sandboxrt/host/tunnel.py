@@ -49,12 +49,14 @@ class Tunnel:
 
     Attributes:
         ended: Set once it is over.
+        on_end: Called then.
     """
 
     def __init__(
         self, wire: Wire, connect: Callable[[int], Awaitable[PortStream]], settings: TunnelSettings | None = None
     ) -> None:
         self.ended: trio.Event = trio.Event()
+        self.on_end: Callable[[], object] = _nothing
         self._wire = wire
         self._connect = connect
         self._settings = settings or TunnelSettings()
@@ -84,6 +86,7 @@ class Tunnel:
                     nursery.cancel_scope.cancel()
         finally:
             self.ended.set()
+            self.on_end()
 
     async def _serve(self, stream: MuxStream) -> None:
         try:
@@ -136,3 +139,7 @@ class Tunnel:
         with trio.move_on_after(self._settings.header_s):
             while await stream.receive_some():
                 pass
+
+
+def _nothing() -> None:
+    pass

@@ -117,7 +117,6 @@ class TunnelSockets:
         Raises:
             SandboxClientError: What the client is told instead; nothing was accepted.
         """
-        self._forget_ended()
         asked = websocket.headers.get(RESUME_HEADER)
         connection = _Connection(websocket)
         try:
@@ -167,7 +166,7 @@ class TunnelSockets:
             self._check_room(sandbox)
             wire = ResumingWire(self._settings.resume)
             kept = _Kept(wire, await self._open(sandbox, wire))
-            self._kept[sandbox, asked.stream] = kept
+            self._keep((sandbox, asked.stream), kept)
         try:
             async with kept.wire.turn() as received:
                 await self._accept(connection, Resumed(known, received))
@@ -177,6 +176,17 @@ class TunnelSockets:
                     nursery.cancel_scope.cancel()
         except WireClosedError:
             await self._accept(connection, Resumed(known=False))
+
+    def _keep(self, key: tuple[str, str], kept: _Kept) -> None:
+        self._kept[key] = kept
+
+        def forget() -> None:
+            if self._kept.get(key) is kept:
+                del self._kept[key]
+
+        kept.tunnel.on_end = forget
+        if kept.tunnel.ended.is_set():
+            forget()
 
     async def _accept(self, connection: _Connection, answer: Resumed) -> None:
         if connection.websocket.application_state is WebSocketState.CONNECTING:
@@ -202,7 +212,3 @@ class TunnelSockets:
         kept = sum(where == sandbox for where, _ in self._kept)
         if kept + self._plain.get(sandbox, 0) >= self._settings.max_tunnels:
             raise BusyError(f"The sandbox has {self._settings.max_tunnels} tunnels, which is its limit; close some")
-
-    def _forget_ended(self) -> None:
-        for key in [key for key, kept in self._kept.items() if kept.tunnel.ended.is_set()]:
-            del self._kept[key]

@@ -285,6 +285,8 @@ class Mux:
         Raises:
             trio.BrokenResourceError: The session is over.
         """
+        if self._over:
+            raise trio.BrokenResourceError("the session is over")
         try:
             stream = MuxStream(self, self._session.open_stream())
         except YamuxError as error:

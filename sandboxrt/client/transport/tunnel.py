@@ -123,6 +123,7 @@ class TunnelLink:
         raise TunnelError(f"tunnel: no connection to port {self.port} in {_DIAL_S:g} s")
 
     async def _dial(self) -> MuxStream:
+        # Nothing waits in between: the session that was found is still there.
         stream = (await self._session()).open()
         try:
             await stream.send_all(ConnectHeader(self.port).encode())
@@ -158,10 +159,12 @@ class TunnelLink:
         if self._error is not None:
             self._error = None
             self._changed.unpark_all()
-        await self._until(lambda: self._mux is not None or self._error is not None)
-        if self._mux is None:
-            raise TunnelError(f"tunnel: {self._error}") from self._error
-        return self._mux
+        while True:
+            if self._mux is not None and not self._mux.over:
+                return self._mux
+            if self._error is not None:
+                raise TunnelError(f"tunnel: {self._error}") from self._error
+            await self._changed.park()
 
     async def _until(self, done: Callable[[], bool]) -> None:
         while not done():
