@@ -72,7 +72,8 @@ class ReplayBudget:
         """
         keep = max(_LEAST_BYTES, self.limit_bytes // max(1, len(self._shares)))
         while self.used_bytes > self.limit_bytes:
-            largest = max(self._shares, key=lambda share: share.size, default=None)
+            # A copy: the collector may end a stream, and so its share, at any moment.
+            largest = max(list(self._shares), key=lambda share: share.size, default=None)
             if largest is None or largest.size <= keep or (stream := largest.stream) is None:
                 return
             before = largest.size
