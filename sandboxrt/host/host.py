@@ -176,7 +176,7 @@ async def _clean(store: Store, engine: Engine, state_dir: Path) -> tuple[list[st
 
 
 async def _adopt(store: Store, engine: Engine, state_dir: Path) -> list[SandboxRow]:
-    """Take over what dead hosts have kept: stopped, their files as they were. What was half made goes."""
+    """Take over what dead hosts have kept: stopped, their files as they were. What is not whole goes."""
     adopted: list[SandboxRow] = []
     for owner_id in await store.dead_owners():
         async with store.claim_owner(owner_id) as claimed:
@@ -185,7 +185,7 @@ async def _adopt(store: Store, engine: Engine, state_dir: Path) -> list[SandboxR
                     continue
                 folder = sandbox_dir(state_dir, row.engine_id)
                 try:
-                    if row.status == "provisioning":
+                    if row.status in ("provisioning", "deleting"):
                         await engine.discard(folder)
                         await store.remove_sandbox(row.id)
                         continue

@@ -152,6 +152,8 @@ class Sandbox:
             self._idle_goes_on = True
         self._folder = sandbox_dir(self._shop.config.state_dir, row.engine_id)
         self.status = SandboxStatus(row.status)
+        if self.status is SandboxStatus.FAILED and not self._folder.exists():
+            self._folder = None  # it died, and its files are gone: nothing to start again
         if self.status is SandboxStatus.FAILED:
             self.error = ResourceCreationError(row.status_message or "Sandbox provisioning failed", "sandbox")
         self.handed_over = self._has_files = True
@@ -439,17 +441,22 @@ class Sandbox:
         assert self.error is not None
         self.gone.set()
         self.recorded.set()
-        with self._noting_trouble():
-            await self._free()
+        # First the record: whoever finds this half done must not take what is left of the files for all of them.
         if self._row is not None:
             with self._noting_trouble():
                 self._row = await self._shop.records.set_sandbox_status(self.id, "failed", str(self.error))
+        with self._noting_trouble():
+            await self._free()
         self.settled.set()
 
     async def _remove(self) -> None:
         async with self._shop.removing:
             self.cleanup_error = None
             with trio.CancelScope(deadline=trio.current_time() + self._shop.config.cleanup_limit_s) as scope:
+                if self._row is not None and self._row.keep:
+                    # The next host keeps what it finds, and must not keep what is left of this.
+                    with self._noting_trouble():
+                        await self._shop.records.set_sandbox_status(self.id, "deleting")
                 with self._noting_trouble():
                     await self._free()
                 if self._row is not None and self.cleanup_error is None:

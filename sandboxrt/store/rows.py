@@ -66,7 +66,7 @@ class SandboxRow:
         name: Unique within the tenant.
         owner_id: The owner that runs it.
         snapshot_id: What it was made from.
-        status: ``provisioning``, ``ready``, ``failed`` or ``stopped``.
+        status: ``provisioning``, ``ready``, ``failed``, ``stopped`` or ``deleting``.
         uid_base: First host uid and gid of its block of 65,536.
         limits: What it may use.
         require: Isolation that its creator asked for; ``None`` means the default.
