@@ -16,7 +16,7 @@ from rich.table import Table
 from sandboxrt.engine.probe import probe_host
 from sandboxrt.errors import SandboxClientError
 from sandboxrt.host.config import default_state_dir
-from sandboxrt.host.host import clean_leftovers
+from sandboxrt.host.opening import clean_leftovers
 from sandboxrt.models import DEFAULT_LIMITS, DEFAULT_REQUIRE, Isolation, IsolationFinding, IsolationReport
 
 __all__ = ["doctor"]

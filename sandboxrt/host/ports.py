@@ -5,8 +5,11 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from typing import Protocol
+
+import attrs
+import trio
 
 from sandboxrt.engine.base import Layer
 from sandboxrt.host.launch import ImageSettings
@@ -15,7 +18,7 @@ from sandboxrt.protocol.rest import CaptureSnapshot, CreateSnapshot
 from sandboxrt.snapshots.content import CaptureSource, Progress
 from sandboxrt.store import SandboxRow
 
-__all__ = ["SandboxRecords", "SnapshotContents", "Snapshots"]
+__all__ = ["HostState", "SandboxRecords", "SnapshotContents", "Snapshots"]
 
 
 class SandboxRecords(Protocol):
@@ -156,3 +159,18 @@ class Snapshots(Protocol):
     async def use(self, snapshot_id: str) -> SnapshotContents:
         """What to start a sandbox from."""
         ...
+
+
+@attrs.frozen
+class HostState:
+    """Where a host keeps what it knows: sandboxes and snapshots.
+
+    Attributes:
+        records: The sandboxes.
+        snapshots: What they are started from.
+        reclaim: Removes what dead owners left.
+    """
+
+    records: SandboxRecords
+    snapshots: Snapshots
+    reclaim: Callable[[], Awaitable[None]] = trio.lowlevel.checkpoint

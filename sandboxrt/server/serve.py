@@ -28,7 +28,8 @@ from sandboxrt.engine.probe import find_runtime
 from sandboxrt.engine.requirements import require_runtime
 from sandboxrt.errors import SandboxClientError, ValidationError
 from sandboxrt.host.config import HostConfig
-from sandboxrt.host.host import HostState, open_host
+from sandboxrt.host.opening import open_host
+from sandboxrt.host.ports import HostState
 from sandboxrt.protocol.service_urls import ServiceSite
 from sandboxrt.server.app import App, AppSettings
 from sandboxrt.server.auth import Authenticator, EveryoneIsDefault, KeyAuthenticator

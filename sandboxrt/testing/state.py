@@ -22,7 +22,7 @@ from sandboxrt.errors import (
     SandboxClientError,
     ValidationError,
 )
-from sandboxrt.host.host import HostState
+from sandboxrt.host.ports import HostState
 from sandboxrt.models import Isolation, Limits, Quota, RunConfig, Snapshot
 from sandboxrt.protocol.quota import Usage, check_quota
 from sandboxrt.protocol.rest import CaptureSnapshot, CreateSnapshot
@@ -33,7 +33,7 @@ __all__ = ["MemoryContents", "MemoryImage", "MemoryRecords", "MemorySnapshots", 
 
 
 def memory_state() -> HostState:
-    """Records and snapshots for :func:`sandboxrt.host.host.open_host`, empty."""
+    """Records and snapshots for :func:`sandboxrt.host.opening.open_host`, empty."""
     records = MemoryRecords()
     return HostState(records, MemorySnapshots(records))
 

@@ -17,7 +17,8 @@ from typing import Any
 import trio
 
 from sandboxrt.engine.oci import OciContainer, OciEngine
-from sandboxrt.host.host import HostConfig, open_host
+from sandboxrt.host.host import HostConfig
+from sandboxrt.host.opening import open_host
 from sandboxrt.protocol.rest import CreateSandbox
 from sandboxrt.store import Store
 from sandboxrt.testing.conformance import run

@@ -20,7 +20,8 @@ from sandboxrt import (
     ValidationError,
 )
 from sandboxrt.host.config import HostConfig
-from sandboxrt.host.host import Host, open_host
+from sandboxrt.host.host import Host
+from sandboxrt.host.opening import open_host
 from sandboxrt.protocol.exec import Execute, Exit
 from sandboxrt.protocol.rest import CaptureSnapshot, CreateSandbox, CreateSnapshot
 from sandboxrt.snapshots import host as host_snapshot

@@ -14,7 +14,7 @@ import trio
 
 from sandboxrt import AsyncSandboxClient, ResourceCreationError
 from sandboxrt.host.config import HostConfig
-from sandboxrt.host.host import open_host
+from sandboxrt.host.opening import open_host
 from sandboxrt.protocol.rest import CaptureSnapshot, CreateSandbox
 from sandboxrt.snapshots.content import SnapshotConfig
 from tests.acceptance.test_captures import run

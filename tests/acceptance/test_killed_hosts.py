@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 import trio
 
-from sandboxrt.host.host import Host, HostConfig, open_host
+from sandboxrt.host.host import Host, HostConfig
+from sandboxrt.host.opening import open_host
 from sandboxrt.store import Store
 from tests.acceptance.killed_host import FILE
 from tests.leaks import assert_nothing_left

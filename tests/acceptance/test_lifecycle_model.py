@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import trio
 
-from sandboxrt.host.host import HostConfig, open_host
+from sandboxrt.host.host import HostConfig
+from sandboxrt.host.opening import open_host
 from tests.leaks import assert_nothing_left
 from tests.lifecycle import NAMES, TIMELESS, Life
 

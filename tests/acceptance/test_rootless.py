@@ -21,7 +21,8 @@ import json, sys, traceback
 from pathlib import Path
 import attrs, trio
 from sandboxrt.host.command import CommandSettings
-from sandboxrt.host.host import HostConfig, open_host
+from sandboxrt.host.host import HostConfig
+from sandboxrt.host.opening import open_host
 from sandboxrt.engine.base import Feature
 from sandboxrt.testing.conformance import cases_for
 

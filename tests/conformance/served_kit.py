@@ -13,7 +13,7 @@ from sandboxrt.client.transport.http import HttpTransport
 from sandboxrt.engine.base import Engine
 from sandboxrt.host.command import CommandSettings
 from sandboxrt.host.config import HostConfig
-from sandboxrt.host.host import HostState
+from sandboxrt.host.ports import HostState
 from sandboxrt.models import ResourceStatus, Snapshot
 from sandboxrt.protocol.exec import Execute, Reconnect
 from sandboxrt.protocol.rest import CaptureSnapshot, CreateSandbox, SandboxInfo, UpdateSandbox

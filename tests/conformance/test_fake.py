@@ -8,7 +8,8 @@ import pytest
 import trio.testing
 
 from sandboxrt.host.command import CommandSettings
-from sandboxrt.host.host import HostConfig, open_host
+from sandboxrt.host.host import HostConfig
+from sandboxrt.host.opening import open_host
 from sandboxrt.testing.conformance import ALL_CASES
 from sandboxrt.testing.fake import FakeEngine
 from sandboxrt.testing.state import memory_state

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from sandboxrt.host.command import CommandSettings
-from sandboxrt.host.host import HostConfig, open_host
+from sandboxrt.host.host import HostConfig
+from sandboxrt.host.opening import open_host
 from sandboxrt.testing.conformance import ALL_CASES
 
 pytestmark = [pytest.mark.container, pytest.mark.timeout(90)]

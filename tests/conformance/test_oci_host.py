@@ -13,7 +13,8 @@ import trio
 from sandboxrt.errors import TunnelConnectionRefusedError
 from sandboxrt.host.command import CommandSettings
 from sandboxrt.host.connections import PortStream
-from sandboxrt.host.host import Host, HostConfig, open_host
+from sandboxrt.host.host import Host, HostConfig
+from sandboxrt.host.opening import open_host
 from sandboxrt.models import Limits
 from sandboxrt.protocol.exec import Execute, Exit, Reconnect
 from sandboxrt.protocol.rest import CreateSandbox

@@ -14,7 +14,7 @@ from sandboxrt.engine.runtime_exec import ExecStrategy
 from sandboxrt.errors import SandboxNotReadyError
 from sandboxrt.host.command import CommandSettings
 from sandboxrt.host.config import HostConfig
-from sandboxrt.host.host import open_host
+from sandboxrt.host.opening import open_host
 from sandboxrt.protocol.rest import CaptureSnapshot, CreateSandbox
 from sandboxrt.testing.conformance import (
     ALL_CASES,

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from sandboxrt.host.command import CommandSettings
-from sandboxrt.host.host import Host, HostConfig, open_host
+from sandboxrt.host.host import Host, HostConfig
+from sandboxrt.host.opening import open_host
 from sandboxrt.protocol.rest import CreateSandbox
 from sandboxrt.testing.fake import FakeEngine
 from sandboxrt.testing.state import memory_state

@@ -20,7 +20,9 @@ from sandboxrt.errors import (
     SandboxNotReadyError,
     SandboxOperationError,
 )
-from sandboxrt.host.host import Host, HostConfig, HostState, clean_leftovers, open_host
+from sandboxrt.host.host import Host, HostConfig
+from sandboxrt.host.opening import clean_leftovers, open_host
+from sandboxrt.host.ports import HostState
 from sandboxrt.host.provision import sandbox_dir
 from sandboxrt.models import Limits
 from sandboxrt.protocol.exec import ErrorFrame, Execute, Exit

@@ -10,7 +10,8 @@ import trio.testing
 
 from sandboxrt.errors import ResourceNotFoundError, ValidationError
 from sandboxrt.host.config import HostConfig
-from sandboxrt.host.host import Host, open_host
+from sandboxrt.host.host import Host
+from sandboxrt.host.opening import open_host
 from sandboxrt.protocol.exec import Execute
 from sandboxrt.protocol.rest import CreateSandbox
 from sandboxrt.testing.conformance import converse

@@ -10,7 +10,8 @@ import trio.testing
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from sandboxrt.host.host import HostConfig, open_host
+from sandboxrt.host.host import HostConfig
+from sandboxrt.host.opening import open_host
 from sandboxrt.testing.fake import FakeEngine
 from sandboxrt.testing.state import memory_state
 from tests.lifecycle import NAMES, TIMELESS, Life, Plan

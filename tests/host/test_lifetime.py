@@ -15,8 +15,10 @@ from hypothesis import strategies as st
 
 from sandboxrt.errors import ResourceNotFoundError, ValidationError
 from sandboxrt.host.config import HostConfig
-from sandboxrt.host.host import Host, HostState, open_host
+from sandboxrt.host.host import Host
 from sandboxrt.host.lifetime import MAX_TTL_S, Ending, age_s, check_ttl, expiry_at_rest, next_end
+from sandboxrt.host.opening import open_host
+from sandboxrt.host.ports import HostState
 from sandboxrt.protocol.exec import Execute
 from sandboxrt.protocol.rest import CreateSandbox, UpdateSandbox
 from sandboxrt.testing.conformance import converse, run

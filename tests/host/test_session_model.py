@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sandboxrt.host.attachment import AnyAttachment
-from sandboxrt.host.host import Host, HostConfig, open_host
+from sandboxrt.host.host import Host, HostConfig
+from sandboxrt.host.opening import open_host
 from sandboxrt.protocol.exec import CloseStdin, ErrorFrame, Execute, Exit, Input, Kill, Output, Reconnect
 from sandboxrt.protocol.rest import CreateSandbox
 from sandboxrt.testing.fake import FakeEngine

@@ -18,8 +18,9 @@ from sandboxrt.errors import (
     SandboxNotReadyError,
 )
 from sandboxrt.host.config import HostConfig
-from sandboxrt.host.host import Host, open_host
+from sandboxrt.host.host import Host
 from sandboxrt.host.lifetime import expiry_at_rest
+from sandboxrt.host.opening import open_host
 from sandboxrt.protocol.exec import Execute, Reconnect
 from sandboxrt.protocol.rest import CreateSandbox, UpdateSandbox
 from sandboxrt.testing.conformance import converse, run

@@ -11,7 +11,8 @@ import httpx
 import pytest
 import trio
 
-from sandboxrt.host.host import Host, HostConfig, open_host
+from sandboxrt.host.host import Host, HostConfig
+from sandboxrt.host.opening import open_host
 from sandboxrt.protocol.exec import Reconnect
 from sandboxrt.protocol.rest import CreateSandbox
 from sandboxrt.testing.conformance import converse

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import trio.testing
 
-from sandboxrt.host.host import HostConfig, open_host
+from sandboxrt.host.host import HostConfig
+from sandboxrt.host.opening import open_host
 from sandboxrt.protocol.exec import CloseStdin, Execute, Input
 from sandboxrt.protocol.rest import CreateSandbox
 from sandboxrt.testing.conformance import converse, run

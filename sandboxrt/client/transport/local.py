@@ -14,7 +14,8 @@ from sandboxrt.client.transport.base import Attachment, Dialer
 from sandboxrt.engine.base import Engine
 from sandboxrt.gateway.local import LocalServices
 from sandboxrt.host.config import HostConfig
-from sandboxrt.host.host import Host, open_host
+from sandboxrt.host.host import Host
+from sandboxrt.host.opening import open_host
 from sandboxrt.models import DownloadURL, IsolationReport, ResourceStatus, Snapshot
 from sandboxrt.protocol.exec import Execute, Reconnect
 from sandboxrt.protocol.rest import (
