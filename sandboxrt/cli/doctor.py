@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from sandboxrt.cli.doctor_state import check_state
 from sandboxrt.engine.probe import probe_host
 from sandboxrt.errors import SandboxClientError
 from sandboxrt.host.config import default_state_dir
@@ -37,6 +38,8 @@ NEEDED: frozenset[Isolation] = DEFAULT_REQUIRE | {
 @click.command()
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.option("--clean", is_flag=True, help="First remove what killed processes left behind.")
+@click.option("--state", is_flag=True, help="Check the state folder instead: its database, its files and what runs.")
+@click.option("--repair", is_flag=True, help="With --state: mend what can be mended safely.")
 @click.option("--state-dir", metavar="DIR", type=click.Path(path_type=Path), help="Folder for snapshots and sandboxes.")
 @click.option(
     "--runtime",
@@ -46,12 +49,22 @@ NEEDED: frozenset[Isolation] = DEFAULT_REQUIRE | {
     show_default=True,
     help="OCI runtime: crun, runc, runsc, or a path.",
 )
-def doctor(*, as_json: bool, clean: bool, state_dir: Path | None, runtime: str) -> None:
+def doctor(*, as_json: bool, clean: bool, state: bool, repair: bool, state_dir: Path | None, runtime: str) -> None:
     """Show what isolation sandboxes have on this machine, by what, and how to get what is missing.
 
     Everything is tried out for real, and removed again. The exit code is 0 when a sandbox can be created with the
     default requirements and limits.
+
+    With --state, check the state folder instead, and change nothing without --repair. The exit code is 0 when it is
+    sound, 1 when something is wrong with it (still, after a repair), 2 when it cannot be checked.
     """
+    if repair and not state:
+        raise click.UsageError("--repair goes with --state")
+    if state and clean:
+        raise click.UsageError("--clean does not go with --state, whose --repair removes the same and more")
+    if state:
+        check_state(state_dir or default_state_dir(), runtime, repairs=repair, as_json=as_json)
+        return
     try:
         examined = trio.run(_examine, runtime, state_dir or default_state_dir(), clean)
     except (SandboxClientError, OSError) as error:

@@ -371,6 +371,10 @@ class SandboxCgroups:
             self._seen_oom_kills = max(self._seen_oom_kills, read_flags(folder / name).get("oom_kill", 0))
         return self._seen_oom_kills
 
+    def members(self) -> frozenset[int]:
+        """The processes in any of its groups, as far as they have an id in our pid namespace."""
+        return frozenset().union(*(_members(folder) for folder in self.folders))
+
     async def usage(self) -> Usage:
         """What the sandbox uses now."""
         return await _in_thread(self._usage)

@@ -40,6 +40,7 @@ __all__ = [
     "detach_loops_below",
     "disk_size",
     "ensure_clean",
+    "loops_below",
     "sparse_copy",
     "wait_detached",
 ]
@@ -275,6 +276,12 @@ def _holds(entry: Path, image: Path) -> bool:
         return (entry / "loop/backing_file").read_text().rstrip("\n") == str(image.resolve())
     except OSError:
         return False
+
+
+def loops_below(folder: Path, sys_block: Path = Path("/sys/block")) -> tuple[str, ...]:
+    """The loop devices whose image is (or was) below ``folder``, e.g. ``("loop3",)``. Blocking, and quick."""
+    entries = (entry for entry in sys_block.glob("loop*") if _backs(entry, folder.resolve()))
+    return tuple(sorted(entry.name for entry in entries))
 
 
 async def detach_loops_below(folder: Path, sys_block: Path = Path("/sys/block")) -> list[str]:

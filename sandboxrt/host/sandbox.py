@@ -216,7 +216,8 @@ class Sandbox:
 
     async def _live(self) -> None:
         try:
-            if not self.settled.is_set():
+            if self._row is None:
+                # One that was taken over has a row, and may have been started again before this task began.
                 await self._provision()
                 await self._serve()
             while True:

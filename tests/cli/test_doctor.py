@@ -11,10 +11,12 @@ from pathlib import Path
 
 import attrs
 import pytest
+import trio
 from click.testing import CliRunner, Result
 
 from sandboxrt.cli import main
 from sandboxrt.models import DEFAULT_REQUIRE, Isolation, IsolationFinding, IsolationReport
+from sandboxrt.store import Store
 
 pytestmark = pytest.mark.container
 
@@ -128,3 +130,49 @@ def test_clean_removes_what_a_killed_owner_left(tmp_path: Path) -> None:
         owner.wait(10)
         assert owner.stdout is not None
         owner.stdout.close()
+
+
+def test_a_state_folder_is_checked_and_repaired(tmp_path: Path) -> None:
+    trio.run(_make_state, tmp_path)
+    folder = ("--state-dir", str(tmp_path))
+    sound = run("--state", *folder)
+    assert (sound.exit_code, sound.output) == (0, f"{tmp_path} is sound.\n")
+    stray = tmp_path / "snapshots" / ".trash-218101ec-ffb7-4075-a0fb-8521293cc5ae"
+    stray.mkdir(parents=True)
+    found = run("--state", *folder)
+    assert found.exit_code == 1
+    assert f"stray-snapshot-folder: {stray}" in found.output
+    assert "--repair would remove it" in found.output
+    assert f"{tmp_path} is not sound: 1 finding." in found.output
+    assert stray.exists()
+    as_json = run("--state", "--json", *folder)
+    assert as_json.exit_code == 1
+    (finding,) = json.loads(as_json.output)["findings"]
+    assert (finding["kind"], finding["where"], finding["repair"]) == ("stray-snapshot-folder", str(stray), "remove it")
+    repaired = run("--state", "--repair", "--json", *folder)
+    assert repaired.exit_code == 0, repaired.output
+    told = json.loads(repaired.output)
+    assert (told["sound"], told["repaired"], told["trouble"]) == (True, [finding], [])
+    assert not stray.exists()
+    assert run("--state", "--repair", *folder).output == f"{tmp_path} is sound.\n"
+
+
+async def _make_state(folder: Path) -> None:
+    async with Store.open(folder):
+        pass
+
+
+def test_what_is_no_state_folder_is_neither_checked_nor_made(tmp_path: Path) -> None:
+    for repair in ((), ("--repair",)):
+        missing = run("--state", *repair, "--state-dir", str(tmp_path / "nowhere"))
+        assert missing.exit_code == 2
+        assert missing.output == f"Error: There is no state folder {tmp_path / 'nowhere'}: check the path\n"
+        empty = run("--state", *repair, "--state-dir", str(tmp_path))
+        assert empty.exit_code == 2
+        assert "there is no state.db in it" in empty.output
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_repairs_go_with_state(tmp_path: Path) -> None:
+    assert "--repair goes with --state" in run("--repair", "--state-dir", str(tmp_path)).output
+    assert "--clean does not go with --state" in run("--state", "--clean", "--state-dir", str(tmp_path)).output

@@ -1,0 +1,79 @@
+"""What containers have left on this machine besides their files: found without an engine, by their ids alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import attrs
+import trio
+
+from sandboxrt.engine.capture import DISK_IMAGE
+from sandboxrt.engine.cgroups import SandboxCgroups
+from sandboxrt.engine.disk import loops_below
+from sandboxrt.engine.hierarchy import Hierarchy
+from sandboxrt.engine.launch.plan import DATA_FOLDER
+
+__all__ = ["Remains", "find_remains", "free_groups", "has_files", "has_nothing"]
+
+_END_TIMEOUT_S = 10.0
+
+
+@attrs.frozen
+class Remains:
+    """What is left of a container.
+
+    Attributes:
+        pids: Its processes.
+        groups: Its control groups.
+        loops: Loop devices that hold its disk.
+        records: The runtime's records of it.
+    """
+
+    pids: frozenset[int]
+    groups: tuple[Path, ...]
+    loops: tuple[str, ...]
+    records: tuple[Path, ...]
+
+    def __bool__(self) -> bool:
+        return bool(self.groups or self.loops or self.records)
+
+    def __str__(self) -> str:
+        words = [f"{len(self.pids)} processes"] if self.pids else []
+        words += ["its control groups"] if self.groups else []
+        words += self.loops
+        words += ["the runtime's record of it"] if self.records else []
+        return ", ".join(words)
+
+
+def find_remains(folder: Path, container_id: str, hierarchy: Hierarchy) -> Remains:
+    """What is left of a container, whose folder may be gone. Blocking, and quick; changes nothing."""
+    cgroups = SandboxCgroups(hierarchy, container_id)
+    return Remains(
+        pids=cgroups.members(),
+        groups=tuple(group for group in cgroups.folders if group.is_dir()),
+        loops=loops_below(folder),
+        records=tuple(sorted(folder.glob("run.*"))),
+    )
+
+
+def has_files(folder: Path) -> bool:
+    """Whether a container's folder has what its programs wrote. Blocking, and quick."""
+    return (folder / DISK_IMAGE).exists() or (folder / DATA_FOLDER).exists()
+
+
+def has_nothing(folder: Path) -> bool:
+    """Whether a container's folder is gone, or has nothing but the runtime's records in it. Blocking, and quick."""
+    return not folder.exists() or all(entry.name.startswith("run.") for entry in folder.iterdir())
+
+
+async def free_groups(container_id: str, hierarchy: Hierarchy) -> None:
+    """Kill what runs in a dead owner's control groups and remove them, where the record that they go by is lost.
+
+    Raises:
+        OSError: The kernel refused, or something did not end in time.
+    """
+    cgroups = SandboxCgroups(hierarchy, container_id)
+    await cgroups.kill_all()
+    with trio.move_on_after(_END_TIMEOUT_S):
+        await cgroups.wait_empty()
+    await cgroups.remove()
