@@ -136,31 +136,6 @@ atexit.register(last)
     assert (done.stdout, done.stderr, done.returncode) == ("True\n", "", 0)
 
 
-async def test_a_folder_of_the_first_schema_is_brought_up(tmp_path: Path) -> None:
-    from sandboxrt.store.database import _MIGRATIONS
-
-    (tmp_path / "owners").mkdir()
-    with sqlite3.connect(tmp_path / "state.db") as db:
-        for statement in _MIGRATIONS[0]:
-            db.execute(statement)
-        db.execute(
-            "INSERT INTO snapshots (id, name, kind, status, owner_id, fs_capacity_bytes, created_at, updated_at)"
-            " VALUES ('11111111-1111-1111-1111-111111111111', 'base', 'image', 'ready', 'o', 1, 'then', 'then')"
-        )
-        db.execute(
-            "INSERT INTO sandboxes (id, name, owner_id, snapshot_id, status, uid_block, limits, require,"
-            " allow_unenforced_limits, env, created_at, updated_at) VALUES ('22222222-2222-2222-2222-222222222222',"
-            " 'box', 'o', '11111111-1111-1111-1111-111111111111', 'ready', 4, '{}', NULL, 0, '{}', 'then', 'then')"
-        )
-        db.execute("PRAGMA user_version = 1")
-    async with Store.open(tmp_path) as store:
-        box = await store.find_sandbox("box")
-        assert (box.tenant, box.labels, box.keep, box.run_config) == ("", {}, False, None)
-        snapshot = await store.find_snapshot("base")
-        assert (snapshot.tenant, snapshot.tags, snapshot.tag) == ("", (), None)
-        assert box.snapshot_id == snapshot.id
-
-
 async def test_a_process_with_two_stores_notices_what_others_write(tmp_path: Path) -> None:
     """POSIX drops a process's locks on a file with the first descriptor that it closes."""
     program = (
