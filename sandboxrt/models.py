@@ -33,15 +33,19 @@ class ExecutionResult:
         stdout: Standard output as text; bytes that are not UTF-8 appear as U+FFFD.
         stderr: Standard error as text, likewise. Empty under ``pty=True``, where both are one stream.
         exit_code: The exit status, or 128 plus the signal number when a signal ended the command.
-        oom_killed: Whether the kernel killed a process of this command's sandbox for lack of memory meanwhile.
+        oom_killed: Whether the kernel killed a process of this command's sandbox for lack of memory meanwhile; not
+            necessarily one of this command's.
+        reason: In words, why a command that ended with 137 was killed, and what to do, where the host knows it: the
+            sandbox was out of memory. ``None`` otherwise, and from servers that do not tell.
 
-    Source: protocol.md §7.3; ``oom_killed`` is ours.
+    Source: protocol.md §7.3; ``oom_killed`` and ``reason`` are ours.
     """
 
     stdout: str
     stderr: str
     exit_code: int
     oom_killed: bool = attrs.field(default=False, kw_only=True)
+    reason: str | None = attrs.field(default=None, kw_only=True)
 
     @property
     def success(self) -> bool:

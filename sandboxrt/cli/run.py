@@ -177,7 +177,10 @@ async def _run(sandbox: AsyncSandbox, request: _Request) -> int:
                 nursery.start_soon(_follow_size, handle)
             await _show(handle)
             nursery.cancel_scope.cancel()
-    return (await handle.result).exit_code
+    result = await handle.result
+    if result.reason is not None:
+        _complain(f"{result.reason}; here it is --memory SIZE")
+    return result.exit_code
 
 
 async def _show(handle: AsyncCommandHandle) -> None:

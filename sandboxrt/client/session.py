@@ -245,7 +245,9 @@ class CommandSession:
                 self.pid = frame.pid or self.pid
             case Exit():
                 stdout, stderr = self._texts()
-                self._end = ExecutionResult(stdout, stderr, frame.exit_code, oom_killed=frame.oom_killed)
+                self._end = ExecutionResult(
+                    stdout, stderr, frame.exit_code, oom_killed=frame.oom_killed, reason=frame.reason
+                )
             case ErrorFrame():
                 self._end = self._failure(frame, "command")
 

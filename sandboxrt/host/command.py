@@ -21,6 +21,7 @@ import trio
 
 from sandboxrt.engine.base import ExitStatus, Process
 from sandboxrt.host.attachment import CommandAttachment
+from sandboxrt.host.blame import blame
 from sandboxrt.host.stdin import StdinPipe
 from sandboxrt.host.stream import OutputStream
 from sandboxrt.protocol.exec import ErrorFrame, Execute, Exit, StreamName
@@ -73,6 +74,11 @@ class CommandSurroundings(Protocol):
     @property
     def trees_known(self) -> bool:
         """Whether the end of a process's tree can be told from the end of its leader."""
+        ...
+
+    @property
+    def mem_bytes(self) -> int | None:
+        """The sandbox's memory limit."""
         ...
 
     def end_frame(self) -> ErrorFrame:
@@ -328,7 +334,8 @@ class Command:
             return
         await self._wait_until(self._oom_known, self._settings.drain_grace_s)
         oom_killed = self._oom_known() and self._oom_after > self._oom_before
-        self._finish(Exit(self._leader.exit_code, oom_killed))
+        code = self._leader.exit_code
+        self._finish(Exit(code, oom_killed, blame(code, self._surroundings.mem_bytes) if oom_killed else None))
 
     async def _drain(self) -> None:
         """Take what the pipes held when the leader was reaped, and give the streams a moment to end."""

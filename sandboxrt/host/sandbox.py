@@ -50,7 +50,7 @@ from sandboxrt.host.spill import SpillFile, SpillQuota
 from sandboxrt.host.stream import OutputStream
 from sandboxrt.host.tunnel import Tunnel
 from sandboxrt.models import IsolationReport
-from sandboxrt.protocol.exec import ErrorFrame, Execute, Reconnect
+from sandboxrt.protocol.exec import ErrorFrame, Execute, Exit, Reconnect
 from sandboxrt.protocol.output import ReplayBuffer
 from sandboxrt.protocol.rest import CreateSandbox, SandboxInfo, UpdateSandbox
 from sandboxrt.snapshots.content import CaptureSource
@@ -60,6 +60,8 @@ from sandboxrt.tunnels.mux import Wire
 __all__ = ["Sandbox", "SandboxStatus"]
 
 _log = logging.getLogger("sandboxrt.host")
+_commands_log = logging.getLogger("sandboxrt.host.commands")
+"""What a server's operator wants to see of commands; an embedding program has it from their results."""
 _GOODBYE = "kill -TERM -1 2>/dev/null; while kill -0 -1 2>/dev/null; do sleep 0.05; done"
 """As the container's root: neither its first process nor the shell itself is meant by -1. Killed with the rest."""
 _SERVANT = RestartPolicy(max_restarts=3, within_s=60.0)
@@ -742,6 +744,11 @@ class Sandbox:
         """Whether the end of a tree can be told from the end of its leader."""
         return self._container is not None and Feature.TREE_KILL in self._container.features
 
+    @property
+    def mem_bytes(self) -> int | None:
+        """Its memory limit."""
+        return self.request.limits.mem_bytes
+
     async def oom_kills(self) -> int:
         """The container's count of processes killed for lack of memory."""
         return await self._container.oom_kills() if self._container is not None else 0
@@ -756,6 +763,8 @@ class Sandbox:
         def finished(command: Command) -> None:
             on_finished(command)
             self.touch()
+            if isinstance(command.outcome, Exit) and command.outcome.reason is not None:
+                _commands_log.info("command %s of sandbox %s: %s", command.id, self.name, command.outcome.reason)
 
         return Command(command_id, request, self, self._shop.config.command, self._new_stream, finished)
 

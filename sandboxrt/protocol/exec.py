@@ -153,10 +153,14 @@ class Output:
 
 @attrs.frozen
 class Exit:
-    """The command ended (last frame). ``oom_killed`` travels only between our own ends."""
+    """The command ended (last frame).
+
+    ``oom_killed`` and ``reason``, which says in words why it was killed, travel only between our own ends.
+    """
 
     exit_code: int
     oom_killed: bool = False
+    reason: str | None = None
 
 
 @attrs.frozen

@@ -10,7 +10,7 @@ The extension. Our client puts ``"ext": {"input_id": ...}`` into its first frame
 * ``input`` has an ``offset``; the server drops what it has taken already, sends ``{"type":"input_ack","offset":n}``,
   and says in each ``started`` how far it is, so that the client goes on from there after a lost connection;
 * ``{"type":"signal","signum":n}`` sends a signal;
-* ``exit`` has ``oom_killed``; the error ``ReadOffsetUnavailable`` has ``stream`` and ``first_offset``.
+* ``exit`` has ``oom_killed`` and ``reason``; the error ``ReadOffsetUnavailable`` has ``stream`` and ``first_offset``.
 
 A peer that did not ask sees none of it.
 
@@ -282,9 +282,8 @@ def encode_server(frame: ServerFrame, *, extended: bool = False) -> str:
             if not extended:
                 raise ValueError("a client that did not ask for acknowledged input cannot understand InputAck")
             return f'{{"type":"input_ack","offset":{offset}}}'
-        case Exit(exit_code, oom_killed):
-            text = f'{{"type":"exit","exit_code":{exit_code}'
-            return text + (',"oom_killed":true}' if extended and oom_killed else "}")
+        case Exit():
+            return f'{{"type":"exit","exit_code":{frame.exit_code}{_circumstances(frame) if extended else ""}}}'
         case ErrorFrame():
             fields = {"type": "error", "error": frame.error, "error_type": frame.error_type}
             if extended and frame.stream is not None:
@@ -292,6 +291,11 @@ def encode_server(frame: ServerFrame, *, extended: bool = False) -> str:
             if extended and frame.first_offset is not None:
                 fields["first_offset"] = frame.first_offset
             return _encode(fields)
+
+
+def _circumstances(frame: Exit) -> str:
+    killed = ',"oom_killed":true' if frame.oom_killed else ""
+    return killed if frame.reason is None else f'{killed},"reason":{_encode(frame.reason)}'
 
 
 def decode_server(text: str) -> ServerFrame | None:
@@ -323,7 +327,9 @@ def decode_server(text: str) -> ServerFrame | None:
                 exit_code = int(exit_code)
             if not isinstance(exit_code, int) or isinstance(exit_code, bool) or abs(exit_code) > _MAX_OFFSET:
                 raise WireError(f"The server reported an exit without a code: {_excerpt(text)}")
-            return Exit(exit_code, fields.get("oom_killed") is True)
+            reason = fields.get("reason")
+            words = _whole(reason) if isinstance(reason, str) else None
+            return Exit(exit_code, fields.get("oom_killed") is True, words)
         case "error":
             return _error(fields)
         case str():

@@ -51,14 +51,22 @@ async def sandbox(state_dir: Path) -> AsyncIterator[AsyncSandbox]:
 async def test_out_of_memory_is_reported_as_such(sandbox: AsyncSandbox) -> None:
     result = await sandbox.run(f"exec python3 -c '{EATER}'")
     assert (result.exit_code, result.oom_killed, result.stdout) == (137, True, "")
+    assert result.reason is not None
+    assert f"(mem_bytes={LIMITS.mem_bytes})" in result.reason
+    assert result.reason in repr(result)
     # The sandbox is as usable as before, and the next command did not run out of anything.
     after = await sandbox.run("echo fine")
-    assert (after.stdout, after.oom_killed) == ("fine\n", False)
+    assert (after.stdout, after.oom_killed, after.reason) == ("fine\n", False, None)
 
 
 async def test_a_kill_that_was_not_for_memory_is_not_called_so(sandbox: AsyncSandbox) -> None:
     result = await sandbox.run("kill -9 $$")
-    assert (result.exit_code, result.oom_killed) == (137, False)
+    assert (result.exit_code, result.oom_killed, result.reason) == (137, False, None)
+
+
+async def test_a_command_that_was_not_killed_itself_is_not_blamed(sandbox: AsyncSandbox) -> None:
+    result = await sandbox.run(f"python3 -c '{EATER}'; exit 5")
+    assert (result.exit_code, result.oom_killed, result.reason) == (5, True, None)
 
 
 async def test_too_many_processes_are_refused_inside_only(state_dir: Path, sandbox: AsyncSandbox) -> None:

@@ -11,6 +11,7 @@ import pytest
 import trio
 
 from sandboxrt.errors import TunnelConnectionRefusedError
+from sandboxrt.host.blame import blame
 from sandboxrt.host.command import CommandSettings
 from sandboxrt.host.connections import PortStream
 from sandboxrt.host.host import Host, HostConfig
@@ -39,7 +40,7 @@ async def test_out_of_memory_is_reported(host: Host) -> None:
     limits = Limits(mem_bytes=64 * 1024**2)
     await host.create_sandbox(CreateSandbox(name="oom", limits=limits))
     hog = "exec python3 -c 'x = bytearray(500_000_000); print(len(x))'"
-    assert (await run(host, "oom", hog)).end == Exit(137, oom_killed=True)
+    assert (await run(host, "oom", hog)).end == Exit(137, oom_killed=True, reason=blame(137, limits.mem_bytes))
     assert (await run(host, "oom", "true")).end == Exit(0)
     assert (await run(host, "oom", "kill -KILL $$")).end == Exit(137)
 

@@ -10,10 +10,11 @@ import pytest
 import trio
 import trio.testing
 
+from sandboxrt.host.blame import blame
 from sandboxrt.host.command import CommandSettings
 from sandboxrt.host.sessions import SessionLimits
 from sandboxrt.host.spill import SpillFile, SpillQuota
-from sandboxrt.models import Limits
+from sandboxrt.models import DEFAULT_LIMITS, Limits
 from sandboxrt.protocol.exec import ErrorFrame, Execute, Exit, Kill, Output, Reconnect, Started
 from sandboxrt.protocol.rest import CreateSandbox
 from sandboxrt.testing.conformance import converse, run
@@ -154,10 +155,13 @@ async def test_a_kill_after_the_exit_takes_the_daemons(
 
 
 async def test_out_of_memory_is_counted_not_guessed(
-    fake_host: OpenFake, autojump_clock: trio.testing.MockClock
+    fake_host: OpenFake, autojump_clock: trio.testing.MockClock, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level("INFO", "sandboxrt.host.commands")
     async with fake_host() as (host, _):
-        assert (await run(host, "box", "out-of-memory")).end == Exit(137, oom_killed=True)
+        end = (await run(host, "box", "out-of-memory")).end
+        assert end == Exit(137, oom_killed=True, reason=blame(137, DEFAULT_LIMITS.mem_bytes))
+        assert "1 GiB (mem_bytes=1073741824)" in caplog.text, "the server's log says it, too"
         assert (await run(host, "box", "kill -KILL $$")).end == Exit(137)
         assert (await run(host, "box", "true")).end == Exit(0)
 

@@ -70,7 +70,7 @@ server_frames: st.SearchStrategy[ServerFrame] = st.one_of(
     st.builds(Started, texts, st.integers(0, 2**31), st.none() | offsets),
     st.builds(Output, st.sampled_from(["stdout", "stderr"]), texts, offsets),
     st.builds(InputAck, offsets),
-    st.builds(Exit, st.integers(0, 255), st.booleans()),
+    st.builds(Exit, st.integers(0, 255), st.booleans(), st.none() | texts),
     st.builds(ErrorFrame, words, words, st.none() | st.sampled_from(["stdout", "stderr"]), st.none() | offsets),
 )
 json_values = st.recursive(
@@ -87,7 +87,7 @@ json_values = st.recursive(
 field_names = st.sampled_from(
     "command command_id timeout_seconds shell idle_timeout_seconds kill_on_disconnect ttl_seconds env cwd pty "
     "run_config close_stdin ext stdout_offset stderr_offset data offset signum cols rows pid exit_code oom_killed "
-    "error error_type stream first_offset user work_dir input_id input_offset unknown".split()
+    "reason error error_type stream first_offset user work_dir input_id input_offset unknown".split()
 )
 types = st.sampled_from(
     "execute reconnect input close_stdin kill signal resize started stdout stderr exit error input_ack other".split()
