@@ -5,6 +5,7 @@ from __future__ import annotations
 from sandboxrt._version import __version__
 from sandboxrt.client.client import AsyncSandboxClient
 from sandboxrt.client.command import AsyncCommandHandle, AsyncOutputIterator
+from sandboxrt.client.registries import AsyncRegistries
 from sandboxrt.client.sandbox import AsyncSandbox, AsyncSandboxCreation
 from sandboxrt.client.service import AsyncServiceURL
 from sandboxrt.client.tunnel import AsyncTunnel, AsyncTunnelOpening
@@ -49,17 +50,20 @@ from sandboxrt.models import (
     Limits,
     OutputChunk,
     Quota,
+    Registry,
+    RegistryPage,
     ResourceStatus,
     RunConfig,
     Snapshot,
 )
-from sandboxrt.sync import CommandHandle, OutputIterator, Sandbox, SandboxClient, ServiceURL, Tunnel
+from sandboxrt.sync import CommandHandle, OutputIterator, Registries, Sandbox, SandboxClient, ServiceURL, Tunnel
 
 __all__ = [
     "DEFAULT_LIMITS",
     "DEFAULT_REQUIRE",
     "AsyncCommandHandle",
     "AsyncOutputIterator",
+    "AsyncRegistries",
     "AsyncSandbox",
     "AsyncSandboxClient",
     "AsyncSandboxCreation",
@@ -84,6 +88,9 @@ __all__ = [
     "OutputLostError",
     "Quota",
     "QuotaExceededError",
+    "Registries",
+    "Registry",
+    "RegistryPage",
     "ResourceAlreadyExistsError",
     "ResourceCreationError",
     "ResourceInUseError",

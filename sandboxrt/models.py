@@ -19,6 +19,8 @@ __all__ = [
     "Limits",
     "OutputChunk",
     "Quota",
+    "Registry",
+    "RegistryPage",
     "ResourceStatus",
     "RunConfig",
     "Snapshot",
@@ -107,6 +109,7 @@ class Snapshot:
         source_sandbox_id: The sandbox it was captured from, if any.
         status_message: Why it failed, when it did.
         fs_used_bytes: Size of its unpacked files in bytes.
+        registry_id: The named registry that its image was fetched from, if one was named.
         created_at: ISO-8601 time, UTC.
         updated_at: ISO-8601 time, UTC.
 
@@ -128,6 +131,59 @@ class Snapshot:
     updated_at: str | None = None
     tags: tuple[str, ...] = ()
     run_config: RunConfig | None = None
+
+
+@attrs.frozen(kw_only=True)
+class Registry:
+    """A registry of images by a name of one's own, with what it takes to log in there; never the password.
+
+    Attributes:
+        id: What ``create_snapshot`` takes as ``registry_id`` (UUID).
+        name: Unique for its owner.
+        url: Its host, with a port and a path where it has them; ``http://`` says that it has no TLS.
+        auth_type: ``DOCKER_CONFIG`` (a user and a password) or, where a server has it, ``AWS_ROLE``.
+        aws_role_arn: The role of the latter.
+        username: Who logs in; ``None`` for nobody, and where a server does not say.
+        provider: What kind it is, as its host tells.
+        repository_search_mode: Whether repositories can be searched for there.
+        created_at: ISO-8601 time, UTC; ``updated_at`` likewise.
+        created_by: The id of the key that made it; ``updated_by`` likewise. ``None`` for this machine's own.
+
+    Source: protocol.md §2.8.
+    """
+
+    id: str
+    name: str
+    url: str
+    auth_type: str = "DOCKER_CONFIG"
+    aws_role_arn: str | None = None
+    username: str | None = None
+    provider: str | None = None
+    repository_search_mode: str | None = None
+    created_at: str | None = None
+    created_by: str | None = None
+    updated_at: str | None = None
+    updated_by: str | None = None
+
+
+@attrs.frozen
+class RegistryPage:
+    """Some of the registries, newest first.
+
+    Attributes:
+        items: They; ``registries`` is the same by its older name.
+        next_cursor: The ``cursor`` of the page after this one, ``None`` at the end; only of pages by cursor.
+        offset: The ``offset`` of the page after this one, 0 at the end; only of pages by offset.
+    """
+
+    items: tuple[Registry, ...]
+    next_cursor: str | None = None
+    offset: int = 0
+
+    @property
+    def registries(self) -> tuple[Registry, ...]:
+        """The same as ``items``."""
+        return self.items
 
 
 @attrs.frozen(kw_only=True)

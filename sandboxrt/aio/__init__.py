@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from sandboxrt.aio.client import AsyncSandboxClient
 from sandboxrt.aio.command import AsyncCommandHandle, AsyncOutputIterator
+from sandboxrt.aio.registries import AsyncRegistries
 from sandboxrt.aio.sandbox import AsyncSandbox, AsyncSandboxCreation
 from sandboxrt.aio.service import AsyncServiceURL
 from sandboxrt.aio.tunnel import AsyncTunnel, AsyncTunnelOpening
@@ -51,6 +52,8 @@ from sandboxrt.models import (
     Limits,
     OutputChunk,
     Quota,
+    Registry,
+    RegistryPage,
     ResourceStatus,
     RunConfig,
     Snapshot,
@@ -61,6 +64,7 @@ __all__ = [
     "DEFAULT_REQUIRE",
     "AsyncCommandHandle",
     "AsyncOutputIterator",
+    "AsyncRegistries",
     "AsyncSandbox",
     "AsyncSandboxClient",
     "AsyncSandboxCreation",
@@ -83,6 +87,8 @@ __all__ = [
     "OutputLostError",
     "Quota",
     "QuotaExceededError",
+    "Registry",
+    "RegistryPage",
     "ResourceAlreadyExistsError",
     "ResourceCreationError",
     "ResourceInUseError",

@@ -18,6 +18,7 @@ from sandboxrt.client.context import require_trio
 from sandboxrt.client.creation import Creator, check_ttl
 from sandboxrt.client.leases import LEASE_S, LeaseKeeper
 from sandboxrt.client.owner import Owner
+from sandboxrt.client.registries import AsyncRegistries
 from sandboxrt.client.sandbox import AsyncSandbox, AsyncSandboxCreation
 from sandboxrt.client.service import AsyncServiceURL
 from sandboxrt.client.service_calls import download_request, open_service
@@ -118,6 +119,11 @@ class AsyncSandboxClient:
     def mode(self) -> Literal["embedded", "remote"]:
         """Where sandboxes run: in this process, or on a server."""
         return self._mode
+
+    @property
+    def registries(self) -> AsyncRegistries:
+        """Private registries of images, by names of one's own: make, list, change and delete them."""
+        return AsyncRegistries(self._transport)
 
     # -- sandboxes ---------------------------------------------------------------------------------------------------
 
@@ -251,11 +257,7 @@ class AsyncSandboxClient:
         return AsyncSandbox(owner, info, auto_delete=False)
 
     async def list_sandboxes(self, *, headers: Mapping[str, str] | None = None) -> list[AsyncSandbox]:
-        """Every sandbox of this client; of a server page by page, 2,000 pages at most.
-
-        Raises:
-            SandboxAPIError: The server's pages do not come to an end, or repeat themselves.
-        """
+        """Every sandbox of this client."""
         owner = self._open_owner()
         return [
             AsyncSandbox(owner, info, auto_delete=False)
@@ -377,6 +379,7 @@ class AsyncSandboxClient:
         docker_image: str,
         fs_capacity_bytes: int,
         *,
+        registry_id: str | None = None,
         registry_url: str | None = None,
         registry_username: str | None = None,
         registry_password: str | None = None,
@@ -391,7 +394,9 @@ class AsyncSandboxClient:
             docker_image: ``python:3.12-slim``, ``registry.example/team/image:tag``, ``oci:DIR[:TAG]`` or
                 ``docker-archive:FILE[:REF]``.
             fs_capacity_bytes: Disk size of its sandboxes where they name none.
-            registry_url: A registry to take short names from.
+            registry_id: One of :attr:`registries`, by its id: short names are of that registry, and its login is used
+                for its own images, while another host's are refused.
+            registry_url: A registry to take short names from, without a name of its own.
             registry_username: For a registry that asks.
             registry_password: For a registry that asks; never shown, never stored.
             tls_verify: ``False`` accepts a registry without TLS.
@@ -401,7 +406,9 @@ class AsyncSandboxClient:
         Raises:
             ResourceCreationError: It failed (``error_type`` is ``ImagePull`` where it was the image); the message has
                 the tool's reason.
+            ResourceNotFoundError: There is no registry of that id.
             ResourceTimeoutError: It was not ready in time; ``wait_for_snapshot`` waits on.
+            ValidationError: An argument cannot be, or not together with another one.
 
         Source: protocol.md §2.5.
         """
@@ -409,6 +416,7 @@ class AsyncSandboxClient:
             name=name,
             docker_image=docker_image,
             fs_capacity_bytes=fs_capacity_bytes,
+            registry_id=registry_id,
             registry_url=registry_url,
             registry_username=registry_username,
             registry_password=registry_password,

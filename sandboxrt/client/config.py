@@ -37,6 +37,12 @@ class RemoteConfig:
     timeout_s: float = 10.0
     max_retries: int = 3
 
+    @property
+    def registries_base_url(self) -> str:
+        """What the path of named registries follows: one prefix of the control plane's, whichever this client uses."""
+        root = self.base_url.removesuffix("/v2/sandboxes").removesuffix("/api")
+        return f"{root}/api/v2/sandboxes"
+
 
 def choose_mode(
     mode: Literal["embedded", "remote"] | None, api_endpoint: str | None, api_key: str | None

@@ -33,6 +33,7 @@ from sandboxrt.host.files import SandboxFile
 from sandboxrt.host.lifetime import check_ttl
 from sandboxrt.host.ports import HostState
 from sandboxrt.host.provision import Workshop
+from sandboxrt.host.registries import Registries
 from sandboxrt.host.replay import ReplayBudget
 from sandboxrt.host.sandbox import Sandbox, SandboxStatus
 from sandboxrt.host.search import FoundFiles, FoundLines
@@ -58,6 +59,7 @@ class Host:
         self.nursery: trio.Nursery | None = None
         self._records = state.records
         self._snapshots = state.snapshots
+        self.registries: Registries = Registries(state.registries)
         self._sandboxes: dict[tuple[str, str], Sandbox] = {}
         self._workshop = Workshop(
             config=config,
@@ -268,9 +270,9 @@ class Host:
     # -- snapshots ---------------------------------------------------------------------------------------------------
 
     async def create_snapshot(self, request: CreateSnapshot) -> Snapshot:
-        """Begin to build a snapshot; it goes on by itself."""
+        """Begin to build a snapshot; it goes on by itself. Errors as of :meth:`Registries.resolve`."""
         self._check_open()
-        return await self._snapshots.create(request)
+        return await self._snapshots.create(await self.registries.resolve(request))
 
     async def capture_snapshot(self, name: str, request: CaptureSnapshot) -> Snapshot:
         """Begin to make a snapshot of a sandbox's files as they are now, without ``/tmp``; it goes on by itself.

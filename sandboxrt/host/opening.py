@@ -17,7 +17,7 @@ from sandboxrt.host.config import HostConfig
 from sandboxrt.host.host import Host
 from sandboxrt.host.ports import HostState
 from sandboxrt.host.provision import sandbox_dir
-from sandboxrt.store import SandboxRow, Store
+from sandboxrt.store import RegistryRecords, SandboxRow, Store
 
 __all__ = ["clean_leftovers", "default_engine", "open_host"]
 
@@ -69,7 +69,7 @@ async def _default_state(config: HostConfig, store: Store, engine: Engine) -> As
         await _clean(store, engine, config.state_dir)
 
     async with SnapshotLibrary(store, config.state_dir, config.snapshots) as library:
-        yield HostState(store, library, reclaim)
+        yield HostState(store, library, RegistryRecords(store), reclaim)
 
 
 @contextlib.asynccontextmanager

@@ -13,12 +13,13 @@ import trio
 
 from sandboxrt.engine.base import Layer
 from sandboxrt.host.launch import ImageSettings
-from sandboxrt.models import Isolation, Limits, Quota, RunConfig, Snapshot
+from sandboxrt.models import Isolation, Limits, Quota, Registry, RunConfig, Snapshot
+from sandboxrt.protocol.registries import CreateRegistry, RegistryLogin, UpdateRegistry
 from sandboxrt.protocol.rest import CaptureSnapshot, CreateSnapshot
 from sandboxrt.snapshots.content import CaptureSource, Progress
 from sandboxrt.store import SandboxRow
 
-__all__ = ["HostState", "SandboxRecords", "SnapshotContents", "Snapshots"]
+__all__ = ["HostState", "RegistryStore", "SandboxRecords", "SnapshotContents", "Snapshots"]
 
 
 class SandboxRecords(Protocol):
@@ -161,16 +162,48 @@ class Snapshots(Protocol):
         ...
 
 
+class RegistryStore(Protocol):
+    """The named registries of one state folder. Every coroutine is one transaction."""
+
+    async def add(self, request: CreateRegistry) -> Registry:
+        """Record one. Raises ``ResourceAlreadyExistsError`` or ``ValidationError``."""
+        ...
+
+    async def find(self, name_or_id: str, tenant: str) -> Registry:
+        """A tenant's, by name or id. Raises ``ResourceNotFoundError``."""
+        ...
+
+    async def page(
+        self, tenant: str, name_contains: str, limit: int, offset: int, after: int | None
+    ) -> Sequence[tuple[int, Registry]]:
+        """Some of a tenant's, newest first, each with its place in the order; only those ``after`` a place."""
+        ...
+
+    async def change(self, name_or_id: str, tenant: str, change: UpdateRegistry) -> Registry:
+        """Change one. Raises ``ResourceNotFoundError``, ``ResourceNameConflictError`` or ``ValidationError``."""
+        ...
+
+    async def remove(self, name_or_id: str, tenant: str) -> None:
+        """Forget one. Raises ``ResourceNotFoundError`` or ``ResourceInUseError``."""
+        ...
+
+    async def login(self, registry_id: str, tenant: str) -> RegistryLogin:
+        """A tenant's, by id, with its password. Raises ``ResourceNotFoundError`` or ``ResourceCreationError``."""
+        ...
+
+
 @attrs.frozen
 class HostState:
-    """Where a host keeps what it knows: sandboxes and snapshots.
+    """Where a host keeps what it knows: sandboxes, snapshots and named registries.
 
     Attributes:
         records: The sandboxes.
         snapshots: What they are started from.
+        registries: What images are fetched from with a stored login.
         reclaim: Removes what dead owners left.
     """
 
     records: SandboxRecords
     snapshots: Snapshots
+    registries: RegistryStore
     reclaim: Callable[[], Awaitable[None]] = trio.lowlevel.checkpoint

@@ -124,6 +124,8 @@ class CreateSnapshot:
         registry_username: For a registry that asks.
         registry_password: For a registry that asks; never shown, never stored.
         registry_url: A registry to take short names from instead of the configured ones.
+        registry_id: A named registry to use instead of those three.
+        registry_name: What that is called, once a host has looked it up.
         tls_verify: ``False`` accepts a registry without TLS or with a certificate nobody signed.
         auth_file: A containers-auth.json to use instead of the user's own.
         tag: The snapshot's tag; once it is ready, ``name:tag`` means it and no longer the one before.
@@ -137,6 +139,8 @@ class CreateSnapshot:
     registry_url: str | None = None
     registry_username: str | None = None
     registry_password: str | None = attrs.field(default=None, repr=False)
+    registry_id: str | None = None
+    registry_name: str | None = None
     tls_verify: bool | None = None
     auth_file: Path | None = None
     tag: str | None = None

@@ -99,6 +99,9 @@ class Call(enum.Enum):
     """A request about one snapshot."""
     SNAPSHOT_NAME = enum.auto()
     """The tags of a snapshot's name."""
+    CREATE_SNAPSHOT = enum.auto()
+    REGISTRY = enum.auto()
+    """A request about one named registry."""
     LIST = enum.auto()
     OTHER = enum.auto()
 
@@ -116,9 +119,15 @@ def control_error(
         new_name: What an update would rename it to.
         url: What was asked, for a list that is not there.
     """
-    special = (
-        _of_create(status, body) if call is Call.CREATE_SANDBOX else _of_call(status, call, subject, new_name, url)
-    )
+    special: SandboxClientError | None
+    if call is Call.CREATE_SANDBOX:
+        special = _of_create(status, body)
+    elif call is Call.CREATE_SNAPSHOT and status == 404:
+        special = ResourceNotFoundError(body.message, "registry")
+    elif call is Call.REGISTRY:
+        special = _of_registry(status, body, subject)
+    else:
+        special = _of_call(status, call, subject, new_name, url)
     return special or _general(status, body)
 
 
@@ -151,6 +160,16 @@ def _of_call(status: int, call: Call, subject: str, new_name: str, url: str) -> 
         case Call.LIST:
             return SandboxAPIError(f"API endpoint not found: {url}. Check that the endpoint serves the sandbox API")
     return None
+
+
+def _of_registry(status: int, body: ErrorBody, subject: str) -> SandboxClientError | None:
+    if status == 404:
+        return ResourceNotFoundError(f"Registry '{subject}' not found", "registry")
+    if status == 409 and body.error == "NameConflict":
+        return ResourceNameConflictError(body.message, "registry")
+    if status == 409 and body.error == "InUse":
+        return ResourceInUseError(body.message, "registry")
+    return ResourceAlreadyExistsError(body.message, "registry") if status == 409 else None
 
 
 def _general(status: int, body: ErrorBody) -> SandboxClientError:

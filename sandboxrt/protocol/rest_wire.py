@@ -116,6 +116,7 @@ class _SnapshotBody:
     registry_url: Name | None = None
     registry_username: Text | None = None
     registry_password: Text | None = None
+    registry_id: Name | None = None
     tag: Tag | None = None
     run_config: RunConfigBody | None = None
 
@@ -138,7 +139,7 @@ _NOT_ON_CREATE = (
     "restore_memory",
 )
 _NOT_ON_UPDATE = (*_NOT_ON_CREATE, "vcpus", "cpu_millicores", "mem_bytes", "fs_capacity_bytes", "labels")
-_NOT_ON_SNAPSHOT = ("registry_id", "proxy_config", "mount_config")
+_NOT_ON_SNAPSHOT = ("proxy_config", "mount_config")
 _NOT_ON_CAPTURE = (
     "docker_image",
     "checkpoint",
@@ -224,6 +225,7 @@ def create_snapshot_from_json(body: object) -> CreateSnapshot:
         registry_url=found.registry_url,
         registry_username=found.registry_username,
         registry_password=found.registry_password,
+        registry_id=found.registry_id,
         tag=found.tag,
         run_config=_run_config(found.run_config),
     )
@@ -341,6 +343,7 @@ def create_snapshot_to_json(request: CreateSnapshot) -> dict[str, Any]:
         "registry_url": request.registry_url,
         "registry_username": request.registry_username,
         "registry_password": request.registry_password,
+        "registry_id": request.registry_id,
         "tag": request.tag,
         "run_config": run_config_to_json(request.run_config),
     }

@@ -6,7 +6,7 @@ the net in which every error ends as one of the documented bodies.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -30,11 +30,12 @@ from sandboxrt.server.access_log import AccessLog
 from sandboxrt.server.auth import Authenticator, tenant_of
 from sandboxrt.server.boxes import Boxes
 from sandboxrt.server.dataplane import DataPlane, DataPlaneSettings
-from sandboxrt.server.errors import control_reply, internal_error, not_implemented
+from sandboxrt.server.errors import control_reply, internal_error
 from sandboxrt.server.limits import KeyLimits, TooFastError, Turnstile
 from sandboxrt.server.metrics import Metrics
 from sandboxrt.server.openapi import document
 from sandboxrt.server.paths import WholeSegments, parameter
+from sandboxrt.server.registries import RegistryRoutes
 from sandboxrt.server.services import LinkRoutes, ServiceDoor
 from sandboxrt.server.snapshots import SnapshotRoutes
 from sandboxrt.server.unread import CloseUnread
@@ -92,6 +93,7 @@ class App:
         )
         self._host = host
         snapshots = SnapshotRoutes(host=host, offered=settings.default_snapshot, auth_file=settings.auth_file)
+        registries = RegistryRoutes(host.registries)
         url = settings.public_url.rstrip("/") + DATA_PREFIX.removesuffix("/{sandbox}")
         boxes = Boxes(
             host=host,
@@ -107,10 +109,7 @@ class App:
             routes += boxes.routes(prefix)
             routes += links.routes(prefix)
             routes += snapshots.routes(prefix)
-            routes += [
-                Route(prefix + path, _later("registries"), methods=["GET", "POST", "PATCH", "DELETE"])
-                for path in ("/registries", "/registries/{name}")
-            ]
+            routes += registries.routes(prefix)
         routes += [
             Route("/healthz", self._healthz, methods=["GET"]),
             Route("/metrics", self._metrics, methods=["GET"]),
@@ -231,10 +230,3 @@ def _answer_to(error: BaseException) -> Response:
         headers = {"Retry-After": str(error.retry_after_s)}
         return JSONResponse(error_to_json("TooManyRequests", str(error)), 429, headers)
     return control_reply(error) if isinstance(error, SandboxClientError) else internal_error(error)
-
-
-def _later(what: str) -> Callable[[Request], Awaitable[Response]]:
-    async def answer(request: Request) -> Response:
-        return not_implemented(what)
-
-    return answer

@@ -80,6 +80,18 @@ _SNAPSHOT_NAME = {
     "not": {"anyOf": [{"const": "host"}, {"pattern": "^system/"}]},
 }
 _TAG = {"type": ["string", "null"], "pattern": "^[A-Za-z0-9_][A-Za-z0-9._-]{0,127}$"}
+_REGISTRY_NAME = {"type": "string", "pattern": "^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$"}
+_REGISTRY_URL = {
+    "type": "string",
+    "maxLength": 512,
+    "pattern": f"^(https?://)?[A-Za-z0-9]+([.-][A-Za-z0-9]+)*(:[1-9][0-9]{{0,3}})?(/{_PART})*$",
+    "description": "HOST[:PORT][/PATH], with https:// or http:// if you like; IPv6 addresses in brackets, too.",
+}
+_REGISTRY_LOGIN = {
+    "auth_type": {"enum": ["DOCKER_CONFIG", None]},
+    "username": {"type": "string", "minLength": 1, "maxLength": 4096, "pattern": "^[^\\u0000-\\u001f\\u007f:]*$"},
+    "password": {"type": "string", "minLength": 1, "maxLength": 4096, "pattern": "^[^\\u0000-\\u001f\\u007f]*$"},
+}
 _STATUS = {"enum": ["provisioning", "ready", "failed", "stopped", "deleting"]}
 
 _SCHEMAS: Final[dict[str, Any]] = {
@@ -207,10 +219,57 @@ _SCHEMAS: Final[dict[str, Any]] = {
             "registry_url": _input(512, 1),
             "registry_username": _input(65536),
             "registry_password": _input(65536),
+            "registry_id": _input(512, 1),
         },
         "name",
         "docker_image",
         "fs_capacity_bytes",
+    )
+    | {"allOf": [_not_both("registry_id", f"registry_{other}") for other in ("url", "username", "password")]},
+    "Registry": _object(
+        {
+            "id": _TEXT,
+            "name": _TEXT,
+            "url": _TEXT,
+            "auth_type": {"enum": ["DOCKER_CONFIG", "AWS_ROLE"]},
+            "aws_role_arn": _MAYBE_TEXT,
+            "username": _MAYBE_TEXT,
+            "provider": {"enum": ["DOCKER_REGISTRY", "HARBOR", "GHCR", "ECR", "GAR", "DOCKER_HUB"]},
+            "repository_search_mode": {"enum": ["GLOBAL", "SCOPED", "NONE"]},
+            "created_at": _TEXT,
+            "created_by": _MAYBE_TEXT,
+            "updated_at": _TEXT,
+            "updated_by": _MAYBE_TEXT,
+        },
+        "id",
+        "name",
+        "url",
+        "auth_type",
+    ),
+    "RegistryList": _object(
+        {
+            "registries": {"type": "array", "items": _ref("Registry")},
+            "items": {"type": "array", "items": _ref("Registry")},
+            "next_cursor": _MAYBE_TEXT,
+            "offset": {"type": "integer"},
+        },
+        "registries",
+        "items",
+        "next_cursor",
+        "offset",
+    ),
+    "CreateRegistry": _object(
+        {"name": _REGISTRY_NAME, "url": _REGISTRY_URL, **_REGISTRY_LOGIN},
+        "name",
+        "url",
+    )
+    | {"dependentRequired": {"username": ["password"], "password": ["username"]}},
+    "UpdateRegistry": _object(
+        {
+            "name": {**_REGISTRY_NAME, "type": ["string", "null"]},
+            "url": {**_REGISTRY_URL, "type": ["string", "null"]},
+            **_REGISTRY_LOGIN,
+        }
     ),
     "CaptureSnapshot": _object(
         {
@@ -367,7 +426,11 @@ def _paths() -> dict[str, Any]:
     }
     snapshots: dict[str, Any] = {
         "post": _operation(
-            "createSnapshot", "Begin to build a snapshot", {201: "Snapshot"}, reading, body="CreateSnapshot"
+            "createSnapshot",
+            "Begin to build a snapshot",
+            {201: "Snapshot"},
+            (*reading, 404),
+            body="CreateSnapshot",
         ),
         "get": {
             **_operation("listSnapshots", "List snapshots", {200: "SnapshotList"}, (422,)),
@@ -379,7 +442,35 @@ def _paths() -> dict[str, Any]:
         "get": _operation("getSnapshot", "One snapshot", {200: "Snapshot"}, (404,)),
         "delete": _operation("deleteSnapshot", "Delete a snapshot", {204: None}, (404, 409)),
     }
+    registries: dict[str, Any] = {
+        "post": _operation(
+            "createRegistry", "Name a registry", {201: "Registry"}, (*reading, 409), body="CreateRegistry"
+        ),
+        "get": {
+            **_operation("listRegistries", "List named registries", {200: "RegistryList"}, (400, 422)),
+            "parameters": [
+                *_page(500, "50 where left out"),
+                _query(
+                    "page_size", {"type": "integer", "minimum": 1, "maximum": 100}, "At most so many, by cursor; 20."
+                ),
+                # No other text is one.
+                _query(
+                    "cursor", {"type": "string", "maxLength": 0}, "next_cursor of the page before; empty for the first."
+                ),
+            ],
+        },
+    }
+    registry: dict[str, Any] = {
+        "parameters": [_path("name", "The registry's name or id.")],
+        "get": _operation("getRegistry", "One named registry", {200: "Registry"}, (404,)),
+        "patch": _operation(
+            "updateRegistry", "Change a named registry", {200: "Registry"}, (*reading, 404, 409), body="UpdateRegistry"
+        ),
+        "delete": _operation("deleteRegistry", "Forget a named registry", {204: None}, (404, 409)),
+    }
     return {
+        "/registries": registries,
+        "/registries/{name}": registry,
         "/boxes": boxes,
         "/boxes/{name}": box,
         "/boxes/{name}/status": {

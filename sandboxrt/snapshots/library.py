@@ -138,6 +138,7 @@ class SnapshotLibrary:
                 tenant=request.tenant,
                 tag=request.tag,
                 run_config=request.run_config,
+                registry_id=request.registry_id,
             )
             build = self._builds[row.id] = _Build()
             make = partial(self._make_image, row, build, request)

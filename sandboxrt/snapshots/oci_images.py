@@ -25,6 +25,7 @@ import trio
 
 from sandboxrt.engine.base import Layer
 from sandboxrt.errors import ResourceCreationError, ValidationError
+from sandboxrt.protocol.image_names import DOCKER_HUB, PLAIN_REFERENCE, image_host, parse_registry_url
 from sandboxrt.protocol.rest import CreateSnapshot
 from sandboxrt.snapshots import tidy
 from sandboxrt.snapshots.content import ImageConfig, Phase, Progress, SnapshotConfig
@@ -34,7 +35,6 @@ from sandboxrt.store import run_blocking
 
 __all__ = ["MACHINES", "Image", "ImageBuilder", "check_reference"]
 
-_PLAIN: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/@\-\[\]]{0,1023}")
 _LOCAL: Final = ("oci:", "oci-archive:", "docker-archive:")
 _TICK_S: Final = 0.2
 _UNPACK_TRIES: Final = 4
@@ -50,6 +50,7 @@ MACHINES: Final = {
     "loongarch64": "loong64",
 }
 _FATAL: Final = re.compile(r'level=(?:fatal|error) msg=("(?:[^"\\]|\\.)*"|\S+)')
+_REFUSED: Final = re.compile(r"\bunauthorized\b|\bdenied\b|authentication required|invalid username/password", re.I)
 _SECRETS: Final = re.compile(r"(?<=://)[^/@\s]+:[^/@\s]+(?=@)")
 
 
@@ -102,31 +103,22 @@ def _source(request: CreateSnapshot) -> _Source:
             raise ValidationError(f"docker_image needs a path after '{kind}:'", "docker_image")
         return _Source(text, None, None)
     name = text.removeprefix("docker://")
-    if not _PLAIN.fullmatch(name):
+    if not PLAIN_REFERENCE.fullmatch(name):
         raise ValidationError(
             f"docker_image is no image reference: {text!r}"
             " (it is NAME[:TAG], HOST/NAME[:TAG], oci:DIR[:TAG], oci-archive:FILE or docker-archive:FILE)",
             "docker_image",
         )
     tls_verify = request.tls_verify
-    domain, slash, _ = name.partition("/")
-    has_domain = bool(slash) and (domain == "localhost" or "." in domain or ":" in domain)
-    if not has_domain and request.registry_url:
-        prefix, plain = _registry_prefix(request.registry_url)
-        tls_verify = False if plain and tls_verify is None else tls_verify
-        name = f"{prefix}/{name}"
-        domain, has_domain = prefix.partition("/")[0], True
-    return _Source(f"docker://{name}", domain if has_domain else "docker.io", tls_verify)
-
-
-def _registry_prefix(url: str) -> tuple[str, bool]:
-    scheme, separator, rest = url.rpartition("://")
-    prefix = rest.rstrip("/")
-    if (separator and scheme not in ("http", "https")) or not _PLAIN.fullmatch(prefix) or "@" in prefix:
-        raise ValidationError(
-            "registry_url must be HOST[:PORT][/PREFIX], with https:// or http:// if you like", "registry_url"
-        )
-    return prefix, scheme == "http"
+    host = image_host(name)
+    if host is None and request.registry_url:
+        try:
+            address = parse_registry_url(request.registry_url)
+        except ValueError as error:
+            raise ValidationError(f"registry_url {error}", "registry_url") from None
+        tls_verify = False if address.plain and tls_verify is None else tls_verify
+        name, host = f"{address.prefix}/{name}", address.host
+    return _Source(f"docker://{name}", host or DOCKER_HUB, tls_verify)
 
 
 class ImageBuilder:
@@ -232,7 +224,7 @@ class ImageBuilder:
         argv = self._skopeo("inspect", "--raw", *self._access(request, source, ""), source.reference)
         result = await run_tool(argv, env=self._environment(), max_stdout_bytes=_MAX_JSON_BYTES)
         if result.exit_code != 0 or result.truncated:
-            raise self._failed(result, "skopeo", "ImagePull")
+            raise self._failed(result, "skopeo", "ImagePull", request, source)
         try:
             sizes = [int(layer["size"]) for layer in json.loads(result.stdout).get("layers", ())]
         except (ValueError, TypeError, KeyError, AttributeError):
@@ -338,8 +330,17 @@ class ImageBuilder:
             "DiskFull",
         )
 
-    def _failed(self, result: ToolResult, tool: str, error_type: str) -> ResourceCreationError:
+    def _failed(
+        self,
+        result: ToolResult,
+        tool: str,
+        error_type: str,
+        request: CreateSnapshot | None = None,
+        source: _Source | None = None,
+    ) -> ResourceCreationError:
         reason = _reason(result, tool)
+        if request is not None and source is not None and _REFUSED.search(reason):
+            reason = f"{_refusal(request, source)} ({reason})"
         if os.strerror(errno.ENOSPC).lower() in reason.lower():
             error_type = "DiskFull"
         return ResourceCreationError(reason, "snapshot", error_type)
@@ -414,6 +415,13 @@ def _image_config(values: Mapping[str, Any]) -> ImageConfig:
         entrypoint=tuple(str(word) for word in values.get("Entrypoint") or ()),
         cmd=tuple(str(word) for word in values.get("Cmd") or ()),
     )
+
+
+def _refusal(request: CreateSnapshot, source: _Source) -> str:
+    """Who refused whom; what was offered is nobody's business."""
+    named = f"Registry '{request.registry_name}' at {source.registry}" if request.registry_name else source.registry
+    who = f"user '{request.registry_username}'" if request.registry_username is not None else "a caller without a login"
+    return f"{named} refused {who}"
 
 
 def _reason(result: ToolResult, tool: str) -> str:

@@ -16,6 +16,7 @@ from __future__ import annotations
 from sandboxrt.store.database import SCHEMA_VERSION, run_blocking
 from sandboxrt.store.keys import DEFAULT_TENANT, ApiKey, KeyRecords, NewKey
 from sandboxrt.store.link_keys import LinkKeys
+from sandboxrt.store.registries import RegistryRecords
 from sandboxrt.store.rows import (
     UID_BLOCK_BASE,
     UID_BLOCK_COUNT,
@@ -36,6 +37,7 @@ __all__ = [
     "KeyRecords",
     "LinkKeys",
     "NewKey",
+    "RegistryRecords",
     "SandboxRow",
     "SnapshotRow",
     "Store",

@@ -148,6 +148,24 @@ _MIGRATIONS: Final[tuple[tuple[str, ...], ...]] = (
     ("ALTER TABLE api_keys ADD COLUMN quota TEXT NOT NULL DEFAULT '{}'",),
     # A page of one tenant's snapshots, however many others have.
     ("CREATE INDEX snapshots_by_tenant ON snapshots (tenant, seq)",),
+    # Passwords are sealed (store/vault.py).
+    (
+        """CREATE TABLE registries (
+            seq INTEGER PRIMARY KEY AUTOINCREMENT,
+            id TEXT NOT NULL UNIQUE,
+            tenant TEXT NOT NULL,
+            name TEXT NOT NULL,
+            url TEXT NOT NULL,
+            username TEXT,
+            password BLOB,
+            created_at TEXT NOT NULL,
+            created_by TEXT,
+            updated_at TEXT NOT NULL,
+            updated_by TEXT,
+            UNIQUE (tenant, name)
+        )""",
+        "ALTER TABLE snapshots ADD COLUMN registry_id TEXT",
+    ),
 )
 """One tuple of statements a schema version. Append only: a state folder in the field has run those before."""
 

@@ -145,6 +145,7 @@ class SnapshotRow:
         run_config: How commands run in its sandboxes when nobody says otherwise.
         tags: The tags that mean it now.
         base_id: The snapshot on whose layers its own lie; ``None`` where it stands alone.
+        registry_id: The named registry that its image comes from, if one was named; it may be gone.
     """
 
     id: str
@@ -168,6 +169,7 @@ class SnapshotRow:
     run_config: RunConfig | None = attrs.field(default=None, converter=_run_config)
     tags: tuple[str, ...] = attrs.field(default=(), converter=_tags)
     base_id: str | None = None
+    registry_id: str | None = None
 
     @property
     def public(self) -> Snapshot:
@@ -182,6 +184,7 @@ class SnapshotRow:
             docker_image=self.docker_image,
             image_digest=self.image_digest,
             source_sandbox_id=self.source_sandbox_id,
+            registry_id=self.registry_id,
             created_at=self.created_at,
             updated_at=self.updated_at,
             tags=self.tags,

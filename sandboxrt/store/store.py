@@ -431,6 +431,7 @@ class Store:
         tag: str | None = None,
         run_config: RunConfig | None = None,
         base_id: str | None = None,
+        registry_id: str | None = None,
     ) -> SnapshotRow:
         """Record a snapshot that this owner builds. Names need not be unique: see :meth:`find_snapshot`.
 
@@ -445,8 +446,8 @@ class Store:
                 one_snapshot(db, base_id)
             db.execute(
                 "INSERT INTO snapshots (id, name, kind, status, owner_id, fs_capacity_bytes, docker_image,"
-                " source_sandbox_id, fingerprint, content, created_at, updated_at, tenant, tag, run_config, base_id)"
-                " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                " source_sandbox_id, fingerprint, content, created_at, updated_at, tenant, tag, run_config, base_id,"
+                " registry_id) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 (
                     snapshot_id,
                     name,
@@ -464,6 +465,7 @@ class Store:
                     tag,
                     run_config_to_text(run_config),
                     base_id,
+                    registry_id,
                 ),
             )
             return one_snapshot(db, snapshot_id)

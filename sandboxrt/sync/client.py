@@ -23,6 +23,7 @@ from sandboxrt.models import (
     RunConfig,
     Snapshot,
 )
+from sandboxrt.sync.registries import Registries
 from sandboxrt.sync.sandbox import Sandbox
 from sandboxrt.sync.service import ServiceURL
 
@@ -98,6 +99,11 @@ class SandboxClient(BlockingClient[_trio_client.AsyncSandboxClient]):
     def mode(self) -> Literal["embedded", "remote"]:
         """Where sandboxes run: in this process, or on a server."""
         return self._inner.mode
+
+    @property
+    def registries(self) -> Registries:
+        """Private registries of images, by names of one's own: make, list, change and delete them."""
+        return Registries._of(self._inner.registries, self._portal)
 
     def sandbox(
         self,
@@ -238,11 +244,7 @@ class SandboxClient(BlockingClient[_trio_client.AsyncSandboxClient]):
         )
 
     def list_sandboxes(self, *, headers: Mapping[str, str] | None = None) -> list[Sandbox]:
-        """Every sandbox of this client; of a server page by page, 2,000 pages at most.
-
-        Raises:
-            SandboxAPIError: The server's pages do not come to an end, or repeat themselves.
-        """
+        """Every sandbox of this client."""
         return [
             Sandbox._of(each, self._portal) for each in self._call(lambda: self._inner.list_sandboxes(headers=headers))
         ]
@@ -369,6 +371,7 @@ class SandboxClient(BlockingClient[_trio_client.AsyncSandboxClient]):
         docker_image: str,
         fs_capacity_bytes: int,
         *,
+        registry_id: str | None = None,
         registry_url: str | None = None,
         registry_username: str | None = None,
         registry_password: str | None = None,
@@ -383,7 +386,9 @@ class SandboxClient(BlockingClient[_trio_client.AsyncSandboxClient]):
             docker_image: ``python:3.12-slim``, ``registry.example/team/image:tag``, ``oci:DIR[:TAG]`` or
                 ``docker-archive:FILE[:REF]``.
             fs_capacity_bytes: Disk size of its sandboxes where they name none.
-            registry_url: A registry to take short names from.
+            registry_id: One of :attr:`registries`, by its id: short names are of that registry, and its login is used
+                for its own images, while another host's are refused.
+            registry_url: A registry to take short names from, without a name of its own.
             registry_username: For a registry that asks.
             registry_password: For a registry that asks; never shown, never stored.
             tls_verify: ``False`` accepts a registry without TLS.
@@ -393,7 +398,9 @@ class SandboxClient(BlockingClient[_trio_client.AsyncSandboxClient]):
         Raises:
             ResourceCreationError: It failed (``error_type`` is ``ImagePull`` where it was the image); the message has
                 the tool's reason.
+            ResourceNotFoundError: There is no registry of that id.
             ResourceTimeoutError: It was not ready in time; ``wait_for_snapshot`` waits on.
+            ValidationError: An argument cannot be, or not together with another one.
 
         Source: protocol.md §2.5.
         """
@@ -402,6 +409,7 @@ class SandboxClient(BlockingClient[_trio_client.AsyncSandboxClient]):
                 name,
                 docker_image,
                 fs_capacity_bytes,
+                registry_id=registry_id,
                 registry_url=registry_url,
                 registry_username=registry_username,
                 registry_password=registry_password,

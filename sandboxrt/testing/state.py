@@ -28,14 +28,20 @@ from sandboxrt.protocol.quota import Usage, check_quota
 from sandboxrt.protocol.rest import CaptureSnapshot, CreateSnapshot
 from sandboxrt.snapshots.content import CaptureSource, Phase, Progress
 from sandboxrt.store import UID_BLOCK_BASE, UID_BLOCK_SIZE, SandboxRow
+from sandboxrt.testing.registries import MemoryRegistries
 
-__all__ = ["MemoryContents", "MemoryImage", "MemoryRecords", "MemorySnapshots", "memory_state"]
+__all__ = ["MemoryContents", "MemoryImage", "MemoryRecords", "MemorySnapshots", "memory_state", "state_of"]
 
 
 def memory_state() -> HostState:
-    """Records and snapshots for :func:`sandboxrt.host.opening.open_host`, empty."""
+    """What :func:`sandboxrt.host.opening.open_host` needs to remember things in memory, empty."""
     records = MemoryRecords()
-    return HostState(records, MemorySnapshots(records))
+    return state_of(records, MemorySnapshots(records))
+
+
+def state_of(records: MemoryRecords, snapshots: MemorySnapshots) -> HostState:
+    """The same with sandboxes and snapshots that are there already."""
+    return HostState(records, snapshots, MemoryRegistries(snapshots.building_with))
 
 
 @attrs.frozen
@@ -227,6 +233,7 @@ class MemorySnapshots:
             tenant=request.tenant,
             tag=request.tag,
             run_config=request.run_config,
+            registry_id=request.registry_id,
         )
 
     async def capture(self, request: CaptureSnapshot, source: CaptureSource) -> Snapshot:
@@ -268,6 +275,7 @@ class MemorySnapshots:
         run_config: RunConfig | None = None,
         source_sandbox_id: str | None = None,
         used_bytes: int | None = None,
+        registry_id: str | None = None,
     ) -> Snapshot:
         """Put a snapshot there: for setting a scene."""
         stamp = _now()
@@ -281,6 +289,7 @@ class MemorySnapshots:
             run_config=run_config,
             source_sandbox_id=source_sandbox_id,
             fs_used_bytes=used_bytes,
+            registry_id=registry_id,
         )
         self._snapshots[snapshot.id] = snapshot
         self._tenants[snapshot.id] = tenant
@@ -304,6 +313,11 @@ class MemorySnapshots:
             if by_id or by_name or snapshot.id == tagged:
                 return self._current(snapshot)
         raise ResourceNotFoundError(f"Snapshot '{reference}' not found", "snapshot")
+
+    def building_with(self, registry_id: str) -> tuple[str, ...]:
+        """The names of those that are being built with a named registry."""
+        mine = (self._current(s) for s in self._snapshots.values() if s.registry_id == registry_id)
+        return tuple(snapshot.name for snapshot in mine if snapshot.status == "building")
 
     async def tags(self, name: str, tenant: str = "") -> tuple[tuple[str, str], ...]:
         """The tags of a name."""

@@ -27,10 +27,10 @@ from sandboxrt.host.provision import sandbox_dir
 from sandboxrt.models import Limits
 from sandboxrt.protocol.exec import ErrorFrame, Execute, Exit
 from sandboxrt.protocol.rest import CreateSandbox, CreateSnapshot, UpdateSandbox
-from sandboxrt.store import Store
+from sandboxrt.store import RegistryRecords, Store
 from sandboxrt.testing.conformance import converse, run
 from sandboxrt.testing.fake import FakeEngine, Faults
-from sandboxrt.testing.state import MemoryContents, MemoryImage, MemoryRecords, MemorySnapshots, memory_state
+from sandboxrt.testing.state import MemoryContents, MemoryImage, MemoryRecords, MemorySnapshots, memory_state, state_of
 
 from .conftest import OpenFake
 
@@ -279,7 +279,7 @@ async def test_an_images_settings_are_honoured(tmp_path: Path, autojump_clock: t
     image = MemoryImage(env={"A": "image", "PATH": "/opt/bin"}, user="user:staff", work_dir="/home/user")
     made = snapshots.add("mine", MemoryContents(config=image))
     async with FakeEngine() as engine:
-        state = HostState(records, snapshots)
+        state = state_of(records, snapshots)
         async with open_host(HostConfig(state_dir=tmp_path), engine=engine, state=state) as host:
             info = await host.create_sandbox(CreateSandbox(name="box", snapshot_name="mine", env={"B": "box"}))
             assert info.snapshot_id == made.id
@@ -353,8 +353,8 @@ async def test_two_owners_share_a_state_folder(tmp_path: Path) -> None:
         FakeEngine() as engine,
         Store.open(tmp_path) as one,
         Store.open(tmp_path) as two,
-        open_host(config, engine=engine, state=HostState(one, Snapshots(one))) as first,
-        open_host(config, engine=engine, state=HostState(two, Snapshots(two))) as second,
+        open_host(config, engine=engine, state=HostState(one, Snapshots(one), RegistryRecords(one))) as first,
+        open_host(config, engine=engine, state=HostState(two, Snapshots(two), RegistryRecords(two))) as second,
     ):
         info = await first.create_sandbox(BOX)
         for key in ("box", info.id):
@@ -387,7 +387,7 @@ async def test_what_a_dead_owner_left_is_cleaned_and_its_name_is_free(tmp_path: 
             async def reclaim() -> None:
                 await clean_leftovers(tmp_path, engine=engine)
 
-            state = HostState(alive, Snapshots(alive), reclaim)
+            state = HostState(alive, Snapshots(alive), RegistryRecords(alive), reclaim)
             async with open_host(HostConfig(state_dir=tmp_path), engine=engine, state=state) as host:
                 with pytest.raises(ResourceNotFoundError):
                     await host.get_sandbox("box")

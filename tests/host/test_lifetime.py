@@ -18,12 +18,11 @@ from sandboxrt.host.config import HostConfig
 from sandboxrt.host.host import Host
 from sandboxrt.host.lifetime import MAX_TTL_S, Ending, age_s, check_ttl, expiry_at_rest, next_end
 from sandboxrt.host.opening import open_host
-from sandboxrt.host.ports import HostState
 from sandboxrt.protocol.exec import Execute
 from sandboxrt.protocol.rest import CreateSandbox, UpdateSandbox
 from sandboxrt.testing.conformance import converse, run
 from sandboxrt.testing.fake import FakeEngine
-from sandboxrt.testing.state import MemoryRecords, MemorySnapshots
+from sandboxrt.testing.state import MemoryRecords, MemorySnapshots, state_of
 from tests.host.conftest import OpenFake
 
 pytestmark = pytest.mark.timeout(60)
@@ -195,7 +194,7 @@ async def test_lifetimes_go_on_while_there_is_no_host(
     there: bool,
 ) -> None:
     records = MemoryRecords()
-    state = HostState(records, MemorySnapshots(records))
+    state = state_of(records, MemorySnapshots(records))
     config = HostConfig(state_dir=tmp_path, keep=True)
     async with FakeEngine() as engine:
         async with open_host(config, engine=engine, state=state) as host:
@@ -213,7 +212,7 @@ async def test_lifetimes_go_on_while_there_is_no_host(
 
 async def test_activity_is_noted_now_and_then(tmp_path: Path, autojump_clock: trio.testing.MockClock) -> None:
     records = Counting()
-    state = HostState(records, MemorySnapshots(records))
+    state = state_of(records, MemorySnapshots(records))
     async with FakeEngine() as engine:
         config = HostConfig(state_dir=tmp_path, keep=True)
         async with open_host(config, engine=engine, state=state) as host:

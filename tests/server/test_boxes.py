@@ -223,11 +223,7 @@ async def test_lists(tmp_path: Path) -> None:
 async def test_what_is_not_there_yet(tmp_path: Path) -> None:
     async with site(tmp_path) as here:
         await here.box()
-        for method, path in (
-            ("GET", "/boxes/box/service-urls"),
-            ("GET", "/registries"),
-            ("PATCH", "/registries/x"),
-        ):
+        for method, path in (("GET", "/boxes/box/service-urls"),):
             answer = await here.acme.request(method, path, json={} if method != "GET" else None)
             assert detail(answer, 501)["error"] == "NotImplemented"
         detail(await here.acme.post("/boxes/none/start", json={}), 404)

@@ -9,8 +9,9 @@ from typing import Literal, Protocol
 import httpx
 import trio
 
-from sandboxrt.models import DownloadURL, IsolationReport, ResourceStatus, Snapshot
+from sandboxrt.models import DownloadURL, IsolationReport, Registry, RegistryPage, ResourceStatus, Snapshot
 from sandboxrt.protocol.exec import ClientFrame, Execute, Reconnect, ServerFrame
+from sandboxrt.protocol.registries import CreateRegistry, ListRegistries, UpdateRegistry
 from sandboxrt.protocol.rest import (
     CaptureSnapshot,
     CreateDownloadLink,
@@ -133,6 +134,26 @@ class Transport(Protocol):
 
     async def list_snapshots(self, name_contains: str | None, limit: int | None, offset: int | None) -> list[Snapshot]:
         """A page of snapshots, newest first."""
+        ...
+
+    async def create_registry(self, request: CreateRegistry) -> Registry:
+        """Make a named registry."""
+        ...
+
+    async def get_registry(self, name: str) -> Registry:
+        """A named registry by name or id."""
+        ...
+
+    async def list_registries(self, request: ListRegistries) -> RegistryPage:
+        """A page of named registries, newest first."""
+        ...
+
+    async def update_registry(self, name: str, change: UpdateRegistry) -> Registry:
+        """Change a named registry; what it is then."""
+        ...
+
+    async def delete_registry(self, name: str) -> None:
+        """Forget a named registry."""
         ...
 
     async def delete_snapshot(self, snapshot_id: str) -> None:

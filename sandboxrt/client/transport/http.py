@@ -19,7 +19,6 @@ from sandboxrt.client.config import RemoteConfig
 from sandboxrt.client.transport.base import Attachment, Dialer
 from sandboxrt.client.transport.execute import ExecuteOnce
 from sandboxrt.client.transport.link import CommandLink, NotStartedError
-from sandboxrt.client.transport.pages import all_sandboxes
 from sandboxrt.client.transport.replies import dataplane_error
 from sandboxrt.client.transport.requests import Requests
 from sandboxrt.client.transport.socket_settings import socket_limits
@@ -37,13 +36,21 @@ from sandboxrt.errors import (
     SandboxOperationError,
     ValidationError,
 )
-from sandboxrt.models import DownloadURL, IsolationReport, ResourceStatus, Snapshot
+from sandboxrt.models import DownloadURL, IsolationReport, Registry, RegistryPage, ResourceStatus, Snapshot
 from sandboxrt.protocol.exec import Execute, Reconnect
 from sandboxrt.protocol.isolation_wire import isolation_from_json
 from sandboxrt.protocol.links_wire import (
     download_request_to_json,
     download_url_from_json,
     service_grant_from_json,
+)
+from sandboxrt.protocol.registries import CreateRegistry, ListRegistries, UpdateRegistry
+from sandboxrt.protocol.registries_wire import (
+    create_registry_to_json,
+    list_registries_to_query,
+    registry_from_json,
+    registry_page_from_json,
+    update_registry_to_json,
 )
 from sandboxrt.protocol.rest import (
     LEASE_HEADER,
@@ -149,12 +156,17 @@ class HttpTransport:
 
     async def list_sandboxes(self) -> list[SandboxInfo]:
         """Every sandbox of the caller, page by page where the server gives pages."""
-
-        async def page(offset: int) -> object:
+        found: list[SandboxInfo] = []
+        offset = 0
+        while True:
             params = {"offset": offset} if offset else None
-            return await self._control(Call.LIST, "GET", "/boxes", params=params)
-
-        return await all_sandboxes(page)
+            body = await self._control(Call.LIST, "GET", "/boxes", params=params)
+            page = body.get("sandboxes") if isinstance(body, dict) else None
+            found += [sandbox_from_json(item) for item in page or ()]
+            following = body.get("offset") if isinstance(body, dict) else None
+            if not page or not isinstance(following, int) or following <= offset:
+                return found
+            offset = following
 
     async def update_sandbox(self, name: str, request: UpdateSandbox) -> SandboxInfo:
         """Change a sandbox."""
@@ -201,7 +213,34 @@ class HttpTransport:
     async def create_snapshot(self, request: CreateSnapshot) -> Snapshot:
         """Begin to build a snapshot."""
         body = create_snapshot_to_json(request)
-        return snapshot_from_json(await self._control(Call.OTHER, "POST", "/snapshots", json=body))
+        return snapshot_from_json(await self._control(Call.CREATE_SNAPSHOT, "POST", "/snapshots", json=body))
+
+    async def create_registry(self, request: CreateRegistry) -> Registry:
+        """Make a named registry."""
+        body = create_registry_to_json(request)
+        return registry_from_json(await self._registry("POST", subject=request.name, json=body))
+
+    async def get_registry(self, name: str) -> Registry:
+        """A named registry."""
+        return registry_from_json(await self._registry("GET", name, subject=name))
+
+    async def list_registries(self, request: ListRegistries) -> RegistryPage:
+        """A page of named registries."""
+        return registry_page_from_json(await self._registry("GET", params=list_registries_to_query(request)))
+
+    async def update_registry(self, name: str, change: UpdateRegistry) -> Registry:
+        """Change a named registry."""
+        body = update_registry_to_json(change)
+        return registry_from_json(await self._registry("PATCH", name, subject=name, json=body))
+
+    async def delete_registry(self, name: str) -> None:
+        """Forget a named registry."""
+        await self._registry("DELETE", name, subject=name)
+
+    async def _registry(self, method: str, name: str | None = None, **options: Any) -> Any:
+        path = "/registries" if name is None else "/registries/" + quote(name, safe="")
+        call = Call.LIST if name is None and method == "GET" else Call.REGISTRY
+        return await self._control(call, method, path, base_url=self.config.registries_base_url, **options)
 
     async def capture_snapshot(self, name: str, request: CaptureSnapshot) -> Snapshot:
         """Begin to make a snapshot of a sandbox's files."""
@@ -341,9 +380,17 @@ class HttpTransport:
     # -- requests ----------------------------------------------------------------------------------------------------
 
     async def _control(
-        self, call: Call, method: str, path: str, *, subject: str = "", new_name: str = "", **options: Any
+        self,
+        call: Call,
+        method: str,
+        path: str,
+        *,
+        subject: str = "",
+        new_name: str = "",
+        base_url: str | None = None,
+        **options: Any,
     ) -> Any:
-        url = self.config.base_url + path
+        url = (base_url or self.config.base_url) + path
         answer = await self.requests.send(method, url, **options)
         if answer.is_success:
             return _json(answer)

@@ -16,8 +16,9 @@ from sandboxrt.gateway.local import LocalServices
 from sandboxrt.host.config import HostConfig
 from sandboxrt.host.host import Host
 from sandboxrt.host.opening import open_host
-from sandboxrt.models import DownloadURL, IsolationReport, ResourceStatus, Snapshot
+from sandboxrt.models import DownloadURL, IsolationReport, Registry, RegistryPage, ResourceStatus, Snapshot
 from sandboxrt.protocol.exec import Execute, Reconnect
+from sandboxrt.protocol.registries import CreateRegistry, ListRegistries, UpdateRegistry
 from sandboxrt.protocol.rest import (
     CaptureSnapshot,
     CreateDownloadLink,
@@ -120,6 +121,26 @@ class LocalTransport:
     async def wait_for_snapshot(self, snapshot_id: str, timeout_s: float, poll_interval_s: float) -> Snapshot:
         """Wait until a snapshot is ready."""
         return await self.host.wait_for_snapshot(snapshot_id, timeout_s, poll_interval_s)
+
+    async def create_registry(self, request: CreateRegistry) -> Registry:
+        """Make a named registry."""
+        return await self.host.registries.create(request)
+
+    async def get_registry(self, name: str) -> Registry:
+        """A named registry by name or id."""
+        return await self.host.registries.get(name)
+
+    async def list_registries(self, request: ListRegistries) -> RegistryPage:
+        """A page of named registries."""
+        return await self.host.registries.list(request)
+
+    async def update_registry(self, name: str, change: UpdateRegistry) -> Registry:
+        """Change a named registry."""
+        return await self.host.registries.update(name, change)
+
+    async def delete_registry(self, name: str) -> None:
+        """Forget a named registry."""
+        await self.host.registries.delete(name)
 
     async def attach(self, sandbox: SandboxInfo, first: Execute | Reconnect) -> Attachment:
         """Start a command or attach to one."""
