@@ -17,6 +17,7 @@ from typing import Any
 
 import attrs
 
+from benchmarks.listing import measure_listing
 from benchmarks.report import Measurement
 from benchmarks.samples import Case, interleave
 from benchmarks.tunnels import measure_tunnels
@@ -25,7 +26,15 @@ __all__ = ["SERVED", "Served", "served"]
 
 OFFICIAL = "langsmith 0.15.0"
 REQUIREMENT = "langsmith[sandbox]==0.15.0"
-SERVED = ("remote_round_trip", "remote_stream", "remote_concurrent", "remote_files", "remote_crowd", "tunnels")
+SERVED = (
+    "remote_round_trip",
+    "remote_stream",
+    "remote_concurrent",
+    "remote_files",
+    "remote_crowd",
+    "tunnels",
+    "listing",
+)
 STREAM_BYTES = FILE_BYTES = 100_000_000
 STREAM = f"head -c {STREAM_BYTES} /dev/zero | tr '\\0' x"
 CROWD = (6, 50)
@@ -141,6 +150,10 @@ class Served:
     def tunnels(self) -> list[Measurement]:
         """TCP through tunnels."""
         return measure_tunnels(self.clients, self.folder, quick=self.quick)
+
+    def listing(self) -> list[Measurement]:
+        """Pages of many snapshots."""
+        return measure_listing(self.clients, self.folder / "served", 3 if self.quick else 20)
 
     def _measured(self, action: str, *, rounds: int, per_round: int = 1, **order: Any) -> dict[str, list[float]]:
         cases = {

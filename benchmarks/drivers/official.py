@@ -62,6 +62,13 @@ async def tunnel(sandbox: Any, port: int) -> int:
     return int(local)
 
 
+async def listing(client: Any, count: int, word: str | None = None) -> float:
+    """A page of snapshots, which must have ``count``."""
+    began = time.perf_counter()
+    assert len(await client.list_snapshots(name_contains=word)) == count
+    return time.perf_counter() - began
+
+
 async def main(url: str, key: str) -> None:
     actions: dict[str, Any] = {
         each.__name__: each for each in (round_trip, stream, concurrent, upload, download, prepare, tunnel)
@@ -70,7 +77,9 @@ async def main(url: str, key: str) -> None:
     async with await client.sandbox() as sandbox:
         while line := await asyncio.to_thread(sys.stdin.readline):
             order = json.loads(line)
-            print(json.dumps(await actions[order.pop("action")](sandbox, **order)), flush=True)
+            name = order.pop("action")
+            took = await (listing(client, **order) if name == "listing" else actions[name](sandbox, **order))
+            print(json.dumps(took), flush=True)
 
 
 asyncio.run(main(*sys.argv[1:]))

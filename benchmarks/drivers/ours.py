@@ -77,15 +77,23 @@ async def crowd(client: AsyncSandboxClient, sandboxes: int, count: int, command:
     return took
 
 
+async def listing(client: AsyncSandboxClient, count: int, word: str | None = None) -> float:
+    """A page of snapshots, which must have ``count``."""
+    began = time.perf_counter()
+    assert len(await client.list_snapshots(name_contains=word)) == count
+    return time.perf_counter() - began
+
+
 async def main(url: str, key: str) -> None:
     actions: dict[str, Any] = {
         each.__name__: each for each in (round_trip, stream, concurrent, upload, download, prepare, tunnel)
     }
+    overall: dict[str, Any] = {each.__name__: each for each in (crowd, listing)}
     async with AsyncSandboxClient(api_endpoint=url, api_key=key) as client, client.sandbox() as sandbox:
         while line := await trio.to_thread.run_sync(sys.stdin.readline):
             order = json.loads(line)
             name = order.pop("action")
-            action = partial(crowd, client) if name == "crowd" else partial(actions[name], sandbox)
+            action = partial(overall[name], client) if name in overall else partial(actions[name], sandbox)
             print(json.dumps(await action(**order)), flush=True)
 
 

@@ -242,7 +242,11 @@ class AsyncSandboxClient(AsyncioClient[_trio_client.AsyncSandboxClient]):
         )
 
     async def list_sandboxes(self, *, headers: Mapping[str, str] | None = None) -> list[AsyncSandbox]:
-        """Every sandbox of this client."""
+        """Every sandbox of this client; of a server page by page, 2,000 pages at most.
+
+        Raises:
+            SandboxAPIError: The server's pages do not come to an end, or repeat themselves.
+        """
         return [
             AsyncSandbox._of(each, self._portal)
             for each in await self._call(lambda: self._inner.list_sandboxes(headers=headers))

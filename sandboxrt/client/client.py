@@ -257,7 +257,11 @@ class AsyncSandboxClient:
         return AsyncSandbox(owner, info, auto_delete=False)
 
     async def list_sandboxes(self, *, headers: Mapping[str, str] | None = None) -> list[AsyncSandbox]:
-        """Every sandbox of this client."""
+        """Every sandbox of this client; of a server page by page, 2,000 pages at most.
+
+        Raises:
+            SandboxAPIError: The server's pages do not come to an end, or repeat themselves.
+        """
         owner = self._open_owner()
         return [
             AsyncSandbox(owner, info, auto_delete=False)

@@ -26,14 +26,16 @@ from sandboxrt.actors import raising_plainly
 from sandboxrt.engine.base import Engine
 from sandboxrt.engine.probe import find_runtime
 from sandboxrt.engine.requirements import require_runtime
-from sandboxrt.errors import SandboxClientError, ValidationError
+from sandboxrt.errors import ResourceNotFoundError, SandboxClientError, ValidationError
 from sandboxrt.host.config import HostConfig
+from sandboxrt.host.host import Host
 from sandboxrt.host.opening import open_host
 from sandboxrt.host.ports import HostState
 from sandboxrt.protocol.service_urls import ServiceSite
 from sandboxrt.server.app import App, AppSettings
 from sandboxrt.server.auth import Authenticator, EveryoneIsDefault, KeyAuthenticator
 from sandboxrt.server.guarded import ConnectionLimits, serve_connections
+from sandboxrt.server.snapshots import HOST_SNAPSHOT
 from sandboxrt.store import KeyRecords, LinkKeys, Store
 
 __all__ = ["RunningServer", "ServerSettings", "open_server"]
@@ -164,6 +166,7 @@ async def open_server(
 
     Cancellation: As leaving; bounded by ``drain_s`` and the host's ``cleanup_limit_s``.
     """
+    await _resolve(settings.bind)
     settings.check()
     tls = _tls(settings)
     async with contextlib.AsyncExitStack() as stack:
@@ -183,6 +186,7 @@ async def open_server(
         host = await stack.enter_async_context(open_host(config, engine=engine, state=state))
         url = url.rstrip("/")
         told = attrs.evolve(settings.app, public_url=url, site=settings.site(url, port), auth_file=auth_file)
+        await _warn_of_default(host, told.default_snapshot)
         app = App(host, authenticator, told, LinkKeys(store))
         await stack.enter_async_context(_serving(app, listeners, settings.connections, tls))
         yield RunningServer(url, port, app, app.stopping)
@@ -219,6 +223,34 @@ async def _serving(
                 with trio.CancelScope(shield=True), trio.move_on_after(limits.drain_s + limits.linger_s):
                     await ended.wait()
                 nursery.cancel_scope.cancel()
+
+
+async def _resolve(bind: str) -> None:
+    """Refuse a name that means no address, before anything is said about what is safe on it."""
+    try:
+        await trio.socket.getaddrinfo(bind or None, 0, flags=trio.socket.AI_PASSIVE)
+    except (OSError, UnicodeError) as error:
+        raise ValidationError(
+            f"--host {bind!r} cannot be resolved ({error}). Give an address of this machine: 127.0.0.1 for itself"
+            " alone, 0.0.0.0 or :: for all its networks",
+            "bind",
+        ) from error
+
+
+async def _warn_of_default(host: Host, name: str | None) -> None:
+    """Say that creates without a snapshot will fail. Not refused: it may be imported while the server runs."""
+    if name is None or name == HOST_SNAPSHOT:
+        return
+    try:
+        found = await host.get_snapshot(name)
+    except ResourceNotFoundError:
+        advice = "make it with `sandboxrt snapshot import`, which works while the server runs, or say another"
+        _log.warning("the default snapshot '%s' does not exist yet: sandboxes that name none fail; %s", name, advice)
+    else:
+        if found.status != "ready":
+            _log.warning(
+                "the default snapshot '%s' is %s: sandboxes that name none fail until then", name, found.status
+            )
 
 
 async def _listen(bind: str, port: int) -> list[trio.SocketListener]:

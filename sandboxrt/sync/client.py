@@ -244,7 +244,11 @@ class SandboxClient(BlockingClient[_trio_client.AsyncSandboxClient]):
         )
 
     def list_sandboxes(self, *, headers: Mapping[str, str] | None = None) -> list[Sandbox]:
-        """Every sandbox of this client."""
+        """Every sandbox of this client; of a server page by page, 2,000 pages at most.
+
+        Raises:
+            SandboxAPIError: The server's pages do not come to an end, or repeat themselves.
+        """
         return [
             Sandbox._of(each, self._portal) for each in self._call(lambda: self._inner.list_sandboxes(headers=headers))
         ]

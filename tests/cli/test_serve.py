@@ -8,6 +8,7 @@ import pytest
 from click.testing import CliRunner
 
 from sandboxrt.cli import main
+from tests.serving import serving
 
 
 @pytest.mark.parametrize(
@@ -22,6 +23,7 @@ from sandboxrt.cli import main
         (("--host", "0.0.0.0"), 1, ("0.0.0.0", "--certfile", "--insecure-http")),
         (("--host", "0.0.0.0", "--insecure-http", "--insecure-no-auth"), 1, ("0.0.0.0", "keys create")),
         (("--host", "192.0.2.1", "--insecure-http"), 1, ("192.0.2.1", "Cannot listen")),
+        (("--host", "not-a-host.invalid"), 1, ("'not-a-host.invalid'", "cannot be resolved", "127.0.0.1")),
         (("--certfile", __file__), 1, ("private key",)),
         (("--certfile", __file__, "--keyfile", __file__), 1, (__file__, "PEM")),
         (("--certfile", "/nowhere.pem"), 2, ("/nowhere.pem",)),
@@ -45,3 +47,14 @@ def test_a_port_that_is_taken(tmp_path: Path) -> None:
         port = str(taken.getsockname()[1])
         result = CliRunner().invoke(main, ["serve", "--port", port, "--state-dir", str(tmp_path)])
     assert result.exit_code == 1 and port in result.output and "in use" in result.output
+
+
+@pytest.mark.container
+def test_a_default_snapshot_that_does_not_exist_yet(tmp_path: Path) -> None:
+    with serving(tmp_path, "--default-snapshot", "nope"):
+        log = (tmp_path / "server.log").read_text()
+        assert "the default snapshot 'nope' does not exist yet" in log
+        assert "sandboxrt snapshot import" in log
+    (tmp_path / "server.log").unlink()
+    with serving(tmp_path):
+        assert "default snapshot" not in (tmp_path / "server.log").read_text(), "nothing to say of the built-in one"

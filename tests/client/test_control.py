@@ -155,6 +155,31 @@ async def test_retries_are_as_many_as_were_asked_for(clock: MockClock, peer: Pee
         assert least <= trio.current_time() - begun <= most
 
 
+def page(following: int, *names: str) -> Answer:
+    return Answer(200, {"sandboxes": [{"name": name, "id": name} for name in names], "offset": following})
+
+
+async def test_pages_make_one_list(clock: MockClock, client: AsyncSandboxClient, peer: Peer) -> None:
+    # One was made while the first page was read, and moved the others on.
+    peer.answer("GET", "/boxes", page(2, "a", "b"), page(4, "b", "c"), page(0, "d"))
+    assert [box.name for box in await client.list_sandboxes()] == ["a", "b", "c", "d"]
+
+
+async def test_pages_that_repeat_themselves(clock: MockClock, client: AsyncSandboxClient, peer: Peer) -> None:
+    peer.answer("GET", "/boxes", *(page(number, "a", "b") for number in range(1, 50)))
+    with pytest.raises(SandboxAPIError, match="repeats itself: 3 pages in a row, up to offset 4"):
+        await client.list_sandboxes()
+
+
+async def test_pages_that_do_not_end(
+    clock: MockClock, client: AsyncSandboxClient, peer: Peer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sandboxrt.client.transport.pages._MAX_PAGES", 20)
+    peer.answer("GET", "/boxes", *(page(number, f"box-{number}") for number in range(1, 50)))
+    with pytest.raises(SandboxAPIError, match="does not end: after 20 pages with 20 sandboxes"):
+        await client.list_sandboxes()
+
+
 async def test_a_server_that_is_not_there(clock: MockClock, peer: Peer) -> None:
     listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
     port = listeners[0].socket.getsockname()[1]

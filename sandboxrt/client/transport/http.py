@@ -19,6 +19,7 @@ from sandboxrt.client.config import RemoteConfig
 from sandboxrt.client.transport.base import Attachment, Dialer
 from sandboxrt.client.transport.execute import ExecuteOnce
 from sandboxrt.client.transport.link import CommandLink, NotStartedError
+from sandboxrt.client.transport.pages import all_sandboxes
 from sandboxrt.client.transport.replies import dataplane_error
 from sandboxrt.client.transport.requests import Requests
 from sandboxrt.client.transport.socket_settings import socket_limits
@@ -156,17 +157,12 @@ class HttpTransport:
 
     async def list_sandboxes(self) -> list[SandboxInfo]:
         """Every sandbox of the caller, page by page where the server gives pages."""
-        found: list[SandboxInfo] = []
-        offset = 0
-        while True:
+
+        async def page(offset: int) -> object:
             params = {"offset": offset} if offset else None
-            body = await self._control(Call.LIST, "GET", "/boxes", params=params)
-            page = body.get("sandboxes") if isinstance(body, dict) else None
-            found += [sandbox_from_json(item) for item in page or ()]
-            following = body.get("offset") if isinstance(body, dict) else None
-            if not page or not isinstance(following, int) or following <= offset:
-                return found
-            offset = following
+            return await self._control(Call.LIST, "GET", "/boxes", params=params)
+
+        return await all_sandboxes(page)
 
     async def update_sandbox(self, name: str, request: UpdateSandbox) -> SandboxInfo:
         """Change a sandbox."""
