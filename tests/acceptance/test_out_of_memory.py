@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
@@ -27,6 +28,15 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serving]:
         yield found
 
 
+@pytest.fixture(params=["embedded", "served"])
+def options(request: pytest.FixtureRequest, tmp_path: Path) -> dict[str, Any]:
+    """What a client is made with."""
+    if request.param == "embedded":
+        return {"mode": "embedded", "state_dir": tmp_path}
+    server: Serving = request.getfixturevalue("server")
+    return {"api_endpoint": f"{server.url}/v2/sandboxes", "api_key": server.key}
+
+
 def check(result: ExecutionResult) -> None:
     assert (result.exit_code, result.oom_killed) == (137, True)
     assert result.reason is not None
@@ -34,20 +44,19 @@ def check(result: ExecutionResult) -> None:
     assert "create it with more" in repr(result)
 
 
-def test_blocking(server: Serving) -> None:
+def test_blocking(options: dict[str, Any]) -> None:
     with (
-        SandboxClient(api_endpoint=f"{server.url}/v2/sandboxes", api_key=server.key) as client,
+        SandboxClient(**options) as client,
         client.sandbox(mem_bytes=MEM_BYTES) as sandbox,
     ):
         check(sandbox.run(HOG))
         assert sandbox.run("true").reason is None
-    assert "Killed for lack of memory" in (server.state_dir / "server.log").read_text()
 
 
-def test_trio(server: Serving) -> None:
+def test_trio(options: dict[str, Any]) -> None:
     async def main() -> ExecutionResult:
         async with (
-            AsyncSandboxClient(api_endpoint=f"{server.url}/v2/sandboxes", api_key=server.key) as client,
+            AsyncSandboxClient(**options) as client,
             client.sandbox(mem_bytes=MEM_BYTES) as sandbox,
         ):
             return await sandbox.run(HOG)
@@ -55,15 +64,25 @@ def test_trio(server: Serving) -> None:
     check(trio.run(main))
 
 
-def test_asyncio(server: Serving) -> None:
+def test_asyncio(options: dict[str, Any]) -> None:
     async def main() -> ExecutionResult:
         async with (
-            aio.AsyncSandboxClient(api_endpoint=f"{server.url}/v2/sandboxes", api_key=server.key) as client,
+            aio.AsyncSandboxClient(**options) as client,
             client.sandbox(mem_bytes=MEM_BYTES) as sandbox,
         ):
             return await sandbox.run(HOG)
 
     check(asyncio.run(main()))
+
+
+def test_the_servers_log(server: Serving) -> None:
+    with (
+        SandboxClient(api_endpoint=f"{server.url}/v2/sandboxes", api_key=server.key) as client,
+        client.sandbox(mem_bytes=MEM_BYTES) as sandbox,
+    ):
+        sandbox.run(HOG)
+        told = [line for line in (server.state_dir / "server.log").read_text().splitlines() if sandbox.name in line]
+    assert "Killed for lack of memory" in told[-1]
 
 
 def test_command_line(tmp_path: Path) -> None:
