@@ -332,6 +332,14 @@ class Host:
         """
         return (await self.find(name)).attach(first)
 
+    async def wait_ended(self, name: str) -> None:
+        """Wait until what runs in a sandbox now has ended: it died, or is being stopped or deleted.
+
+        Raises:
+            ResourceNotFoundError: There is no such sandbox.
+        """
+        await (await self.find(name)).gone.wait()
+
     async def connect(self, name: str, port: int) -> PortStream:
         """A connection to a port inside a sandbox, which counts as activity while it is open. The caller closes it.
 

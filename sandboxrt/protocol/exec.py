@@ -52,6 +52,7 @@ class Execute:
         rows: The terminal's height in lines.
         input_id: Names the input of this handle among that of others, and asks for :class:`InputAck`. Random, the
             same in each ``Reconnect`` of the handle. ``None`` = input is neither numbered nor acknowledged.
+        reuse: Asks that the connection may carry another command when this one has exited. Only with ``input_id``.
     """
 
     command: str
@@ -69,16 +70,18 @@ class Execute:
     columns: int = 80
     rows: int = 24
     input_id: str | None = None
+    reuse: bool = False
 
 
 @attrs.frozen
 class Reconnect:
-    """Attach to a command from the given byte offsets on (first frame). ``input_id`` as in :class:`Execute`."""
+    """Attach to a command from the given byte offsets on (first frame); the rest as in :class:`Execute`."""
 
     command_id: str
     stdout_offset: int = 0
     stderr_offset: int = 0
     input_id: str | None = None
+    reuse: bool = False
 
 
 @attrs.frozen
@@ -153,14 +156,16 @@ class Output:
 
 @attrs.frozen
 class Exit:
-    """The command ended (last frame).
+    """The command ended (its last frame). What follows the exit code travels only between our own ends.
 
-    ``oom_killed`` and ``reason``, which says in words why it was killed, travel only between our own ends.
+    ``oom_killed`` and ``reason`` say, the latter in words, why it was killed. ``reuse_s`` answers ``reuse``: for how
+    many seconds the connection will now wait for the first frame of another command; ``None`` = it ends, as is usual.
     """
 
     exit_code: int
     oom_killed: bool = False
     reason: str | None = None
+    reuse_s: float | None = None
 
 
 @attrs.frozen

@@ -10,7 +10,10 @@ The extension. Our client puts ``"ext": {"input_id": ...}`` into its first frame
 * ``input`` has an ``offset``; the server drops what it has taken already, sends ``{"type":"input_ack","offset":n}``,
   and says in each ``started`` how far it is, so that the client goes on from there after a lost connection;
 * ``{"type":"signal","signum":n}`` sends a signal;
-* ``exit`` has ``oom_killed`` and ``reason``; the error ``ReadOffsetUnavailable`` has ``stream`` and ``first_offset``.
+* ``exit`` has ``oom_killed`` and ``reason``; the error ``ReadOffsetUnavailable`` has ``stream`` and ``first_offset``;
+* with ``"reuse": true`` in the same ``ext``, ``exit`` may have ``"reuse_s": n``: the socket stays open, and takes
+  another ``execute`` or ``reconnect`` for so many seconds. What else the client sent for the command that is over is
+  passed over until then. A server that will not, or not any more, closes the socket, before it has started anything.
 
 A peer that did not ask sees none of it.
 
@@ -102,7 +105,7 @@ def encode_client(frame: ClientFrame) -> str:
                     "command_id": frame.command_id,
                     "stdout_offset": frame.stdout_offset,
                     "stderr_offset": frame.stderr_offset,
-                    **({} if frame.input_id is None else {"ext": {"input_id": frame.input_id}}),
+                    **({} if frame.input_id is None else {"ext": _ext_object(frame, frame.input_id)}),
                 }
             )
         case CloseStdin():
@@ -164,7 +167,12 @@ def parse_execute(fields: Mapping[str, Any], timeout_field: str = "timeout_secon
         columns=_integer(fields, "cols", 80, 1, _MAX_CELLS),
         rows=_integer(fields, "rows", 24, 1, _MAX_CELLS),
         input_id=None if ext is None else _identifier(ext, "input_id"),
+        reuse=_wants_reuse(ext),
     )
+
+
+def _ext_object(frame: Execute | Reconnect, input_id: str) -> dict[str, Any]:
+    return {"input_id": input_id, **({"reuse": True} if frame.reuse else {})}
 
 
 def _execute_object(frame: Execute) -> dict[str, Any]:
@@ -187,7 +195,7 @@ def _execute_object(frame: Execute) -> dict[str, Any]:
     if frame.close_stdin:
         fields["close_stdin"] = True
     if frame.input_id is not None:
-        fields["ext"] = {"input_id": frame.input_id, **({} if frame.shell else {"default_shell": True})}
+        fields["ext"] = _ext_object(frame, frame.input_id) | ({} if frame.shell else {"default_shell": True})
     return fields
 
 
@@ -227,6 +235,7 @@ def parse_reconnect(fields: Mapping[str, Any]) -> Reconnect:
         _integer(fields, "stdout_offset", 0, 0, _MAX_OFFSET),
         _integer(fields, "stderr_offset", 0, 0, _MAX_OFFSET),
         None if ext is None else _identifier(ext, "input_id"),
+        _wants_reuse(ext),
     )
 
 
@@ -295,7 +304,8 @@ def encode_server(frame: ServerFrame, *, extended: bool = False) -> str:
 
 def _circumstances(frame: Exit) -> str:
     killed = ',"oom_killed":true' if frame.oom_killed else ""
-    return killed if frame.reason is None else f'{killed},"reason":{_encode(frame.reason)}'
+    waits = "" if frame.reuse_s is None else f',"reuse_s":{_number(frame.reuse_s)}'
+    return killed + waits + ("" if frame.reason is None else f',"reason":{_encode(frame.reason)}')
 
 
 def decode_server(text: str) -> ServerFrame | None:
@@ -329,7 +339,7 @@ def decode_server(text: str) -> ServerFrame | None:
                 raise WireError(f"The server reported an exit without a code: {_excerpt(text)}")
             reason = fields.get("reason")
             words = _whole(reason) if isinstance(reason, str) else None
-            return Exit(exit_code, fields.get("oom_killed") is True, words)
+            return Exit(exit_code, fields.get("oom_killed") is True, words, _span(fields.get("reuse_s")))
         case "error":
             return _error(fields)
         case str():
@@ -424,6 +434,10 @@ def _ext(fields: Mapping[str, Any]) -> dict[str, Any] | None:
     return ext if isinstance(ext, dict) else None
 
 
+def _wants_reuse(ext: Mapping[str, Any] | None) -> bool:
+    return ext is not None and ext.get("reuse") is True and bool(ext.get("input_id"))
+
+
 def _flag(fields: Mapping[str, Any], name: str) -> bool:
     value = fields.get(name)
     if value is None:
@@ -455,6 +469,12 @@ def _natural(value: object) -> int | None:
     if isinstance(value, float) and value.is_integer() and 0 <= value <= _MAX_OFFSET:
         return int(value)
     return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= _MAX_OFFSET else None
+
+
+def _span(value: object) -> float | None:
+    """A length of time in seconds; ``None`` for what is none."""
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return float(value) if number and 0 < value <= _MAX_SECONDS else None  # type: ignore[operator, arg-type]
 
 
 def _number(seconds: float) -> float:

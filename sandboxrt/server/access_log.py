@@ -130,6 +130,8 @@ class AccessLog:
             "bytes": sent_bytes,
             "ms": round(seconds * 1000, 3),
         }
+        if (commands := scope.get("sandboxrt.commands")) is not None:
+            line["commands"] = commands
         _log.info("%s", json.dumps(line))
 
 

@@ -30,6 +30,7 @@ from sandboxrt.server.access_log import AccessLog
 from sandboxrt.server.auth import Authenticator, tenant_of
 from sandboxrt.server.boxes import Boxes
 from sandboxrt.server.dataplane import DataPlane, DataPlaneSettings
+from sandboxrt.server.entry import Entry
 from sandboxrt.server.errors import control_reply, internal_error
 from sandboxrt.server.limits import KeyLimits, TooFastError, Turnstile
 from sandboxrt.server.metrics import Metrics
@@ -89,7 +90,12 @@ class App:
     def __init__(self, host: Host, authenticator: Authenticator, settings: AppSettings, link_keys: Keys) -> None:
         self.dataplane: DataPlane = DataPlane(host, self._resolve, settings.dataplane)
         self.metrics: Metrics = Metrics(
-            {("sandboxrt_sandboxes", "status", "Sandboxes of this host."): host.count_by_status}
+            {
+                ("sandboxrt_sandboxes", "status", "Sandboxes of this host."): host.count_by_status,
+                ("sandboxrt_sockets_resting", "kind", "WebSockets that wait for another command."): lambda: {
+                    "command": len(self.dataplane.resting)
+                },
+            }
         )
         self._host = host
         snapshots = SnapshotRoutes(host=host, offered=settings.default_snapshot, auth_file=settings.auth_file)
@@ -221,7 +227,8 @@ class _Gate:
             return
         headers: Iterable[tuple[bytes, bytes]] = scope["headers"]
         tenant = scope["sandboxrt.tenant"] = await self._authenticator.authenticate(headers)
-        with self._turnstile.admit(tenant.key_id):
+        with self._turnstile.admit(tenant.key_id) as admission:
+            Entry(tenant, self._authenticator, headers, admission).note(scope)
             await self._app(scope, receive, send)
 
 

@@ -11,7 +11,8 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from functools import partial
 
 import attrs
 import trio
@@ -25,10 +26,12 @@ from sandboxrt.errors import SandboxClientError, SandboxNotReadyError
 from sandboxrt.host.attachment import AnyAttachment
 from sandboxrt.host.host import Host
 from sandboxrt.protocol.exec import Execute, Reconnect
+from sandboxrt.server.entry import entry_of
 from sandboxrt.server.exec_ws import InputBudget, SocketSettings, serve_socket
 from sandboxrt.server.execute import execute
 from sandboxrt.server.files import FileSettings, download, upload
 from sandboxrt.server.replies import BusyError, error_reply, reply
+from sandboxrt.server.resting import Rest, RestingSettings, RestingSockets
 from sandboxrt.server.search import glob, grep
 from sandboxrt.server.sse import StreamSettings, resume, start
 from sandboxrt.server.tunnel_ws import TunnelSockets, TunnelSocketSettings
@@ -48,6 +51,7 @@ class DataPlaneSettings:
 
     Attributes:
         sockets: Those of each command socket.
+        resting: Those of command sockets between two commands.
         streams: Those of each stream of events.
         files: Those of each transfer.
         tunnels: Those of tunnels.
@@ -58,6 +62,7 @@ class DataPlaneSettings:
     """
 
     sockets: SocketSettings = attrs.field(factory=SocketSettings)
+    resting: RestingSettings = attrs.field(factory=RestingSettings)
     streams: StreamSettings = attrs.field(factory=StreamSettings)
     files: FileSettings = attrs.field(factory=FileSettings)
     tunnels: TunnelSocketSettings = attrs.field(factory=TunnelSocketSettings)
@@ -88,6 +93,8 @@ class DataPlane:
         self._host = host
         self._resolve = resolve
         self._settings = settings or DataPlaneSettings()
+        self.resting: RestingSockets = RestingSockets(self._settings.resting)
+        """The command sockets that wait for another command."""
         self._input_budget = InputBudget(self._settings.input_bytes)
         self._under_way: Counter[tuple[str, str]] = Counter()
         self._tunnels = TunnelSockets(host.open_tunnel, self._settings.tunnels, self.stopping)
@@ -169,26 +176,52 @@ class DataPlane:
             await self._host.start_sandbox(sandbox, _WAKE_S)
 
     async def _execute_ws(self, websocket: WebSocket) -> None:
-        try:
-            sandbox = await self.find(websocket)
-            info = await self._host.get_sandbox(sandbox)
-            if info.status not in ("ready", "stopped"):
-                why = f": {info.status_message}" if info.status_message else ""
-                raise SandboxNotReadyError(f"Sandbox '{info.name}' is not ready (status: {info.status}){why}")
-            with self.slot(sandbox, "command", self._settings.max_commands):
+        with ExitStack() as held:
+            try:
+                sandbox = await self._take_slot(websocket, held)
                 await websocket.accept()
-                await self._serve_socket(websocket, sandbox)
-        except SandboxClientError as error:
-            await websocket.send_denial_response(error_reply(error))
+                await self._serve_socket(websocket, sandbox, held)
+            except SandboxClientError as error:
+                await websocket.send_denial_response(error_reply(error))
 
-    async def _serve_socket(self, websocket: WebSocket, sandbox: str) -> None:
+    async def _take_slot(self, websocket: WebSocket, held: ExitStack) -> str:
+        """Room for a command in the sandbox that a socket is for; ``held`` gives it back. Raises why there is none."""
+        sandbox = await self.find(websocket)
+        info = await self._host.get_sandbox(sandbox)
+        if info.status not in ("ready", "stopped"):
+            why = f": {info.status_message}" if info.status_message else ""
+            raise SandboxNotReadyError(f"Sandbox '{info.name}' is not ready (status: {info.status}){why}")
+        held.enter_context(self.slot(sandbox, "command", self._settings.max_commands))
+        return sandbox
+
+    async def _serve_socket(self, websocket: WebSocket, sandbox: str, held: ExitStack) -> None:
         async def attach(first: Execute | Reconnect) -> AnyAttachment:
+            websocket.scope["sandboxrt.commands"] = websocket.scope.get("sandboxrt.commands", 0) + 1
             # Whoever comes back for a command finds none in a sandbox that was stopped, and need not wake it.
             if isinstance(first, Execute):
                 await self.wake(sandbox)
             return await self._host.attach(sandbox, first)
 
-        await serve_socket(websocket, attach, self._settings.sockets, stopping=self.stopping, budget=self._input_budget)
+        rest = self._rest(websocket, sandbox, held)
+        await serve_socket(
+            websocket, attach, self._settings.sockets, stopping=self.stopping, budget=self._input_budget, rest=rest
+        )
+
+    def _rest(self, websocket: WebSocket, sandbox: str, held: ExitStack) -> Rest:
+        entry = entry_of(websocket)
+
+        def let_go() -> None:
+            held.close()
+            if entry is not None:
+                entry.step_out()
+
+        async def resume() -> None:
+            if entry is not None:
+                await entry.come_in()
+            await self._take_slot(websocket, held)
+
+        key = "" if entry is None else entry.tenant.key_id
+        return Rest(self.resting, key, let_go, resume, partial(self._host.wait_ended, sandbox))
 
     async def _tunnel(self, websocket: WebSocket) -> None:
         try:

@@ -1,6 +1,6 @@
-"""One WebSocket of command execution: frames of one attachment to one command, both ways.
+"""One WebSocket of command execution: frames of one attachment to one command, both ways; then perhaps of another.
 
-Three tasks share a socket. One carries the command's frames to the peer; it reads from the replay buffer at its own
+Three tasks share a command. One carries the command's frames to the peer; it reads from the replay buffer at its own
 offset, so a peer that stops reading delays nobody and costs no memory. One takes the peer's frames and obeys kill,
 signals and resizes at once, so that input which the command does not read yet cannot stand in their way. One passes
 the input on, at the command's pace. Whatever ends the socket detaches; the command lives on by its own rules.
@@ -14,12 +14,13 @@ import contextlib
 import logging
 from collections import deque
 from collections.abc import Awaitable, Callable
-from typing import TypeVar
+from typing import TypeAlias, TypeVar
 
 import attrs
 import trio
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
+from sandboxrt.actors import raising_plainly
 from sandboxrt.errors import SandboxClientError, SandboxNotReadyError, SandboxOperationError
 from sandboxrt.host.attachment import AnyAttachment
 from sandboxrt.host.stdin import InputGapError
@@ -34,6 +35,7 @@ from sandboxrt.protocol.exec import (
     ServerFrame,
 )
 from sandboxrt.protocol.exec_wire import WireError, decode_client, encode_server
+from sandboxrt.server.resting import Rest
 
 __all__ = ["InputBudget", "SocketSettings", "serve_socket"]
 
@@ -42,6 +44,7 @@ _UNSUPPORTED = 1003
 _POLICY = 1008
 _INTERNAL = 1011
 _RESTART = 1012
+_TRY_AGAIN = 1013
 
 _T = TypeVar("_T")
 _log = logging.getLogger("sandboxrt.server")
@@ -76,6 +79,9 @@ class InputBudget:
     used: int = 0
 
 
+_Attach: TypeAlias = Callable[[Execute | Reconnect], Awaitable[AnyAttachment]]
+
+
 class _GoneError(Exception):
     """The peer went away."""
 
@@ -90,13 +96,16 @@ class _End:
 
 async def serve_socket(
     websocket: WebSocket,
-    attach: Callable[[Execute | Reconnect], Awaitable[AnyAttachment]],
+    attach: _Attach,
     settings: SocketSettings | None = None,
     *,
     stopping: trio.Event | None = None,
     budget: InputBudget | None = None,
+    rest: Rest | None = None,
 ) -> None:
     """Serve an accepted socket until its command has ended, its peer is gone, or one of them broke a rule.
+
+    A peer that asks for it may have another command on the same socket, as far as ``rest`` allows.
 
     Args:
         websocket: Accepted already.
@@ -105,12 +114,14 @@ async def serve_socket(
         stopping: Set when the server stops: the socket is closed with 1012, after which all generations of clients
             attach again.
         budget: Shared by the sockets of one server.
+        rest: How it may wait for another command; left out: it may not.
 
     Cancellation: Detaches; the socket is left to the server to close.
     """
     socket = _Socket(websocket, settings or SocketSettings(), budget or InputBudget())
     try:
-        end = await socket.serve(attach, stopping)
+        with raising_plainly():
+            end = await socket.serve(attach, stopping, rest)
     except _GoneError:
         return
     except WireError as error:
@@ -150,18 +161,47 @@ class _Socket:
         self._input_busy = False
         self._input_changed = trio.lowlevel.ParkingLot()
         self._outcome: _End | None = None
+        self._stopped: _End | None = None
+        """How it ends because the server does."""
+        self._interruptible: trio.CancelScope | None = None
+        """What may be cut short when the server stops: all but a last frame that is being sent."""
+        self._rest_scope: trio.CancelScope | None = None
+        self._retired: bool | None = None
+        """Whether its sandbox ended; ``None`` as long as nobody watches."""
+        self._pass_on_soon: Callable[[], None] | None = None
 
-    async def serve(
-        self, attach: Callable[[Execute | Reconnect], Awaitable[AnyAttachment]], stopping: trio.Event | None
-    ) -> _End:
+    async def serve(self, attach: _Attach, stopping: trio.Event | None, rest: Rest | None) -> _End:
         first = await self._first_frame()
+        async with trio.open_nursery() as nursery:
+            if stopping is not None:
+                nursery.start_soon(self._watch_server, stopping)
+            while True:
+                end = await self._serve_command(first, attach)
+                if rest is None or self._stopped is not None or not first.reuse or not isinstance(end.frame, Exit):
+                    break
+                following = await self._rest(end.frame, rest, nursery)
+                if isinstance(following, _End):
+                    end = following
+                    break
+                first = following
+            nursery.cancel_scope.cancel()
+        return end
+
+    async def _serve_command(self, first: Execute | Reconnect, attach: _Attach) -> _End:
         self._extended = first.input_id is not None
+        self._outcome = None
         attachment = await attach(first)
         try:
-            return await self._converse(attachment, stopping)
+            return await self._converse(attachment)
         finally:
             with trio.CancelScope(shield=True):
                 await attachment.aclose()
+
+    async def _watch_server(self, stopping: trio.Event) -> None:
+        await stopping.wait()
+        self._stopped = _End(None, _RESTART)
+        if self._interruptible is not None:
+            self._interruptible.cancel()
 
     async def end(self, end: _End) -> None:
         """Send the last frame, close, and wait a moment for the peer to have read both."""
@@ -175,6 +215,49 @@ class _Socket:
                 # Closing a connection with unread bytes in it would take back what the peer has not read yet.
                 while (await self._websocket.receive())["type"] != "websocket.disconnect":
                     pass
+
+    # -- between two commands ----------------------------------------------------------------------------------------
+
+    async def _rest(self, exit_frame: Exit, rest: Rest, nursery: trio.Nursery) -> Execute | Reconnect | _End:
+        """Tell the exit and wait for what comes next: the first frame of another command, or the end."""
+        self.forget_input()
+        if self._retired is None:
+            self._retired = False
+            nursery.start_soon(self._watch_sandbox, rest)
+        with rest.resting() as idle_s:
+            if idle_s is None or self._retired:
+                return _End(exit_frame, _NORMAL)
+            await self._send(attrs.evolve(exit_frame, reuse_s=idle_s))
+            first = await self._another_first_frame(idle_s)
+        if first is None:
+            return self._stopped or _End(None, _NORMAL)
+        try:
+            await rest.resume()
+        except SandboxClientError:
+            # The handshake of its next socket tells the client why, in the words that every client knows.
+            return _End(None, _TRY_AGAIN)
+        return first
+
+    async def _another_first_frame(self, idle_s: float) -> Execute | Reconnect | None:
+        """``None`` when there is none in time, or before the server or the sandbox ended."""
+        first: Execute | Reconnect | None = None
+        with trio.move_on_after(idle_s) as scope:
+            self._rest_scope = self._interruptible = scope
+            if self._retired or self._stopped is not None:
+                scope.cancel()
+            while first is None:
+                # What was sent for the command that is over may arrive behind its end.
+                frame = await self._receive()
+                first = frame if isinstance(frame, Execute | Reconnect) else None
+        self._rest_scope = self._interruptible = None
+        return first
+
+    async def _watch_sandbox(self, rest: Rest) -> None:
+        with contextlib.suppress(SandboxClientError):
+            await rest.wait_ended()
+        self._retired = True
+        if self._rest_scope is not None:
+            self._rest_scope.cancel()
 
     # -- from the peer -----------------------------------------------------------------------------------------------
 
@@ -227,6 +310,8 @@ class _Socket:
     def _queue(self, frame: Input | CloseStdin) -> None:
         self._input.append(frame)
         self._count(_weight(frame))
+        if self._pass_on_soon is not None:
+            self._pass_on_soon()
         self._input_changed.unpark_all()
 
     def _count(self, change: int) -> None:
@@ -236,6 +321,7 @@ class _Socket:
     def forget_input(self) -> None:
         """Give up what the command has not got yet."""
         self._input.clear()
+        self._input_busy = False
         self._count(-self._input_bytes)
 
     async def _have_room(self) -> None:
@@ -290,16 +376,26 @@ class _Socket:
 
     # -- all at once -------------------------------------------------------------------------------------------------
 
-    async def _converse(self, attachment: AnyAttachment, stopping: trio.Event | None) -> _End:
+    async def _converse(self, attachment: AnyAttachment) -> _End:
         """Serve both directions until one of them has ended."""
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._end_with, nursery.cancel_scope, self._tell, attachment)
+            self._interruptible = nursery.cancel_scope
+            if self._stopped is not None:
+                nursery.cancel_scope.cancel()
+
+            def pass_on_soon() -> None:
+                self._pass_on_soon = None  # most commands have no input, and need no task for it
+                nursery.start_soon(self._end_with, nursery.cancel_scope, self._pass_input_on, attachment)
+
+            self._pass_on_soon = pass_on_soon
+            if self._input:
+                pass_on_soon()
             nursery.start_soon(self._end_with, nursery.cancel_scope, self._listen, attachment)
-            nursery.start_soon(self._end_with, nursery.cancel_scope, self._pass_input_on, attachment)
-            if stopping is not None:
-                nursery.start_soon(self._end_with, nursery.cancel_scope, _stop, stopping)
-        assert self._outcome is not None
-        return self._outcome
+            await self._end_with(nursery.cancel_scope, self._tell, attachment)
+        self._interruptible = self._pass_on_soon = None
+        end = self._outcome or self._stopped
+        assert end is not None
+        return end
 
     async def _end_with(self, scope: trio.CancelScope, job: Callable[[_T], Awaitable[_End]], subject: _T) -> None:
         try:
@@ -311,8 +407,3 @@ class _Socket:
         if self._outcome is None:
             self._outcome = end
         scope.cancel()
-
-
-async def _stop(stopping: trio.Event) -> _End:
-    await stopping.wait()
-    return _End(None, _RESTART)

@@ -16,7 +16,7 @@ import trio
 
 from sandboxrt.server.replies import BusyError
 
-__all__ = ["KeyLimits", "Turnstile"]
+__all__ = ["Admission", "KeyLimits", "Turnstile"]
 
 _REMEMBERED: Final = 8192
 
@@ -48,22 +48,31 @@ class Turnstile:
         return f"<Turnstile with {self._open.total()} requests under way>"
 
     @contextmanager
-    def admit(self, key: str) -> Iterator[None]:
+    def admit(self, key: str) -> Iterator[Admission]:
         """Count a request for the length of the block.
 
         Raises:
             TooFastError: It came too early, or too many are under way.
         """
+        admission = Admission(self, key)
+        admission.enter()
+        try:
+            yield admission
+        finally:
+            admission.leave()
+
+    def enter(self, key: str) -> None:
+        """Count a request. Raises as :meth:`admit`."""
         self._take(key)
         if self._open[key] >= self._limits.max_open:
             raise TooFastError(f"This key has {self._limits.max_open} requests under way, which is its limit", 1)
         self._open[key] += 1
-        try:
-            yield
-        finally:
-            self._open[key] -= 1
-            if not self._open[key]:
-                del self._open[key]
+
+    def leave(self, key: str) -> None:
+        """Count one less."""
+        self._open[key] -= 1
+        if not self._open[key]:
+            del self._open[key]
 
     def _take(self, key: str) -> None:
         limits, now = self._limits, trio.current_time()
@@ -75,6 +84,27 @@ class Turnstile:
         if left < 1:
             wait_s = max(1, math.ceil((1 - left) / limits.requests_per_s))
             raise TooFastError(f"This key may ask {limits.requests_per_s:g} times a second; it asks faster", wait_s)
+
+
+@attrs.define
+class Admission:
+    """A request's place among those of its key; it may be left, and asked for again."""
+
+    _turnstile: Turnstile
+    _key: str
+    _inside: bool = False
+
+    def enter(self) -> None:
+        """Be counted. Raises as :meth:`Turnstile.admit`."""
+        if not self._inside:
+            self._turnstile.enter(self._key)
+            self._inside = True
+
+    def leave(self) -> None:
+        """Be counted no more. Idempotent."""
+        if self._inside:
+            self._inside = False
+            self._turnstile.leave(self._key)
 
 
 class TooFastError(BusyError):

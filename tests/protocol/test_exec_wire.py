@@ -56,10 +56,11 @@ executes = st.builds(
     cwd=st.none() | words,
     user=st.none() | words,
     input_id=st.none() | words,
-) | st.builds(Execute, command=texts, pty=st.just(True), columns=cells, rows=cells)
+) | st.builds(Execute, command=texts, pty=st.just(True), columns=cells, rows=cells, input_id=words, reuse=st.booleans())
 client_frames: st.SearchStrategy[ClientFrame] = st.one_of(
     executes,
     st.builds(Reconnect, words, offsets, offsets, st.none() | words),
+    st.builds(Reconnect, words, offsets, offsets, words, st.booleans()),
     st.builds(Input, texts, st.none() | offsets),
     st.builds(Signal, st.integers(1, 64)),
     st.builds(Resize, cells, cells),
@@ -70,7 +71,7 @@ server_frames: st.SearchStrategy[ServerFrame] = st.one_of(
     st.builds(Started, texts, st.integers(0, 2**31), st.none() | offsets),
     st.builds(Output, st.sampled_from(["stdout", "stderr"]), texts, offsets),
     st.builds(InputAck, offsets),
-    st.builds(Exit, st.integers(0, 255), st.booleans(), st.none() | texts),
+    st.builds(Exit, st.integers(0, 255), st.booleans(), st.none() | texts, st.none() | st.floats(0.001, 10**6)),
     st.builds(ErrorFrame, words, words, st.none() | st.sampled_from(["stdout", "stderr"]), st.none() | offsets),
 )
 json_values = st.recursive(
@@ -87,7 +88,7 @@ json_values = st.recursive(
 field_names = st.sampled_from(
     "command command_id timeout_seconds shell idle_timeout_seconds kill_on_disconnect ttl_seconds env cwd pty "
     "run_config close_stdin ext stdout_offset stderr_offset data offset signum cols rows pid exit_code oom_killed "
-    "reason error error_type stream first_offset user work_dir input_id input_offset unknown".split()
+    "reason error error_type stream first_offset reuse_s user work_dir input_id input_offset unknown".split()
 )
 types = st.sampled_from(
     "execute reconnect input close_stdin kill signal resize started stdout stderr exit error input_ack other".split()

@@ -20,6 +20,7 @@ from sandboxrt.client.transport.base import Attachment, Dialer
 from sandboxrt.client.transport.execute import ExecuteOnce
 from sandboxrt.client.transport.link import CommandLink, NotStartedError
 from sandboxrt.client.transport.pages import all_sandboxes
+from sandboxrt.client.transport.pool import SocketPool, place_of
 from sandboxrt.client.transport.replies import dataplane_error
 from sandboxrt.client.transport.requests import Requests
 from sandboxrt.client.transport.socket_settings import socket_limits
@@ -96,15 +97,20 @@ class HttpTransport:
     config: RemoteConfig
     requests: Requests
     _nursery: trio.Nursery
+    _sockets: SocketPool
     _limits: SocketLimits = attrs.field(factory=socket_limits)
 
     @classmethod
     @contextlib.asynccontextmanager
     async def open(cls, config: RemoteConfig) -> AsyncIterator[HttpTransport]:
         """A transport for the length of the block; leaving it detaches from every command."""
-        async with Requests.open(config) as requests, trio.open_nursery() as nursery:
+        async with (
+            Requests.open(config) as requests,
+            SocketPool.opened() as sockets,
+            trio.open_nursery() as nursery,
+        ):
             try:
-                yield cls(config, requests, nursery)
+                yield cls(config, requests, nursery, sockets)
             finally:
                 nursery.cancel_scope.cancel()
 
@@ -274,9 +280,13 @@ class HttpTransport:
         Where no WebSocket can be had at all, a command that needs none runs over plain HTTP.
         """
         url = await self._dataplane(sandbox)
-        dial = partial(
-            open_socket, socket_url(url) + "/execute/ws", self.requests.headers, self._limits, self.requests.tls
-        )
+        address, headers = socket_url(url) + "/execute/ws", self.requests.headers
+        place = place_of(address, headers)
+        new = partial(open_socket, address, headers, self._limits, self.requests.tls)
+
+        def dial(fresh: bool) -> contextlib.AbstractAsyncContextManager[Socket]:
+            return self._sockets.borrow(place, new, fresh=fresh)
+
         link = CommandLink(dial, first, self._limits.budget_s)
         self._nursery.start_soon(link.run)
         try:

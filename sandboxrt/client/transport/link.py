@@ -6,7 +6,8 @@ session through a memory channel. For the session there is one attachment that g
 
 A lost connection to a command that runs is made again: at once when the server said that it restarts (1001), else
 with growing delays; a silent command is never given up as long as the server takes the link back. A start is
-repeated under the same command id, which attaches where the first one arrived.
+repeated under the same command id, which attaches where the first one arrived. Likewise a start over a socket that
+served another command before and turns out to be dead: it is repeated over a new one, at once, and that is no loss.
 
 A user who reads no output holds up the socket and nothing else. The socket is made anew every half minute then:
 the server drops peers that take nothing, and an attached command must not count as idle.
@@ -28,6 +29,7 @@ from typing import TypeAlias
 import attrs
 import trio
 
+from sandboxrt.actors import raising_plainly
 from sandboxrt.client.transport.input import InputLog
 from sandboxrt.client.transport.websocket import Socket
 from sandboxrt.errors import (
@@ -68,16 +70,23 @@ _STALL_S = 30.0
 _SIGNALS = 64
 _ANSWER_S = 2.0
 """How long a server may be silent after ``reconnect`` until that counts as attached."""
+_DOUBT_S = 2.0
+"""How long a socket that was kept may be silent after ``execute`` until the server is asked whether it lives."""
+_PROBE_S = 5.0
 
 _log = logging.getLogger("sandboxrt.client")
 
 _Job: TypeAlias = Callable[[Socket], Awaitable[None]]
-Dial = Callable[[], AbstractAsyncContextManager[Socket]]
-"""Opens a WebSocket to the command's sandbox."""
+Dial = Callable[[bool], AbstractAsyncContextManager[Socket]]
+"""A WebSocket to the command's sandbox; whether it has to be one that served no command before."""
 
 
 class NotStartedError(SandboxConnectionError):
     """No connection came about over which a command could have been started."""
+
+
+class _StaleError(Exception):
+    """The socket of an earlier command was of no use."""
 
 
 class _StalledError(Exception):
@@ -105,6 +114,10 @@ class CommandLink:
     _started: bool = False
     _finished: bool = False
     """Whether the command's last frame came."""
+    _fresh: bool = False
+    """Whether a socket that was kept has failed."""
+    _held: Exit | None = None
+    """The exit, as long as its socket is not kept yet: the session's next command shall find it."""
     _losses: int = 0
     _unsteady: int = 0
     _connected_at: float = 0.0
@@ -124,7 +137,7 @@ class CommandLink:
     def __attrs_post_init__(self) -> None:
         # Bounded by ``_pass_on``, which counts characters, not frames.
         self._deliver, self._frames = trio.open_memory_channel[ServerFrame](math.inf)
-        self._first = attrs.evolve(self._first, input_id=secrets.token_hex(16))
+        self._first = attrs.evolve(self._first, input_id=secrets.token_hex(16), reuse=True)
         if isinstance(self._first, Reconnect):
             self._offsets |= {"stdout": self._first.stdout_offset, "stderr": self._first.stderr_offset}
         else:
@@ -250,7 +263,7 @@ class CommandLink:
                 if budget.cancelled_caught:
                     raise self._in_vain(SandboxConnectionError(f"No command socket in {self._budget_s:g} s"))
                 continue
-            except _StalledError:
+            except (_StalledError, _StaleError):
                 continue
             except SandboxConnectionError as error:
                 if budget.cancelled_caught:
@@ -260,26 +273,39 @@ class CommandLink:
 
     async def _connect(self, budget: trio.CancelScope) -> None:
         """One connection, from its beginning to its end."""
-        async with self._dial() as socket:
+        greeting = self._greeting()
+        async with self._dial(self._fresh or isinstance(greeting, Reconnect)) as socket:
             self._said = True
-            await socket.send(encode_client(self._greeting()))
-            await self._receive_answer(socket)
+            try:
+                await socket.send(encode_client(greeting))
+                await self._receive_answer(socket)
+            except SandboxConnectionError as error:
+                if not socket.used:
+                    raise
+                self._fresh = True
+                raise _StaleError from error
             budget.deadline = math.inf
             if not self._finished:
                 await self._converse(socket)
+            if self._held is not None and self._held.reuse_s is not None:
+                socket.offer(self._held.reuse_s)
+
+        if self._held is not None:
+            self._pass_on_nowait(self._held)
 
     def _greeting(self) -> Execute | Reconnect:
         if isinstance(self._first, Execute) and not self._started:
             return self._first
         assert self._first.input_id is not None
-        return Reconnect(self._command_id, self._offsets["stdout"], self._offsets["stderr"], self._first.input_id)
+        stdout, stderr = self._offsets["stdout"], self._offsets["stderr"]
+        return Reconnect(self._command_id, stdout, stderr, self._first.input_id, reuse=True)
 
     async def _receive_answer(self, socket: Socket) -> None:
         """Take the answer to the first frame. Some servers say nothing to ``reconnect`` until there is output."""
         executing = isinstance(self._first, Execute) and not self._started
         frame: ServerFrame | None = None
         with trio.move_on_after(math.inf if executing else _ANSWER_S):
-            frame = await self._next(socket)
+            frame = await (self._answer_of_used(socket) if socket.used else self._next(socket))
         self._connected_at = trio.current_time()
         self._kill_sent, self._resize_sent = False, self._resize is None
         self._input.resume(frame.input_offset if isinstance(frame, Started) else None)
@@ -291,6 +317,39 @@ class CommandLink:
             self._pass_started()
         else:
             await self._take(frame)
+
+    async def _answer_of_used(self, socket: Socket) -> ServerFrame:
+        """The first answer over a socket that another command left; whatever is odd means that it is of no use."""
+        frame: ServerFrame | None = None
+        with trio.move_on_after(_DOUBT_S):
+            frame = await self._next(socket)
+        if frame is None:
+            frame = await self._answer_of_living(socket)
+        right = isinstance(frame, ErrorFrame) or (isinstance(frame, Started) and frame.command_id == self._command_id)
+        if not right:
+            raise SandboxConnectionError("The socket carries frames of another command")
+        return frame
+
+    async def _answer_of_living(self, socket: Socket) -> ServerFrame:
+        """A start may take its time, but a server that lives answers pings meanwhile."""
+        errors: list[SandboxConnectionError] = []
+        frame: ServerFrame | None = None
+        with raising_plainly():
+            async with trio.open_nursery() as nursery:
+
+                async def probe() -> None:
+                    try:
+                        await socket.probe(_PROBE_S)
+                    except SandboxConnectionError as error:
+                        errors.append(error)
+                        nursery.cancel_scope.cancel()
+
+                nursery.start_soon(probe)
+                frame = await self._next(socket)
+                nursery.cancel_scope.cancel()
+        if frame is None:
+            raise errors[0] if errors else SandboxConnectionError("The server did not answer")
+        return frame
 
     async def _converse(self, socket: Socket) -> None:
         """Listen; speak and ping in tasks of their own, which most commands end without a need for."""
@@ -347,7 +406,10 @@ class CommandLink:
                 self._finished = True
                 if isinstance(frame, Exit):
                     self._pass_started()
-                self._pass_on_nowait(frame)
+                if isinstance(frame, Exit) and frame.reuse_s is not None and not self._kill:
+                    self._held = frame
+                else:
+                    self._pass_on_nowait(frame)
 
     def _take_started(self, frame: Started) -> None:
         if frame.command_id and frame.command_id != self._command_id:

@@ -70,12 +70,21 @@ class SocketLimits:
     message_bytes: int = 64 * 1024**2
 
 
-@attrs.frozen
+@attrs.define(eq=False)
 class Socket:
-    """An open WebSocket."""
+    """An open WebSocket.
+
+    Attributes:
+        used: Whether a command was served over it before.
+    """
 
     _connection: trio_websocket.WebSocketConnection
     _limits: SocketLimits
+    _reader: _Handshake
+    used: bool = False
+    _under_way: int = 0
+    """How many messages are being sent, or were cut short."""
+    _offered_s: float | None = None
 
     def header(self, name: str) -> str | None:
         """A header of the answer to the upgrade."""
@@ -88,10 +97,33 @@ class Socket:
 
         Cancellation: part of the message may have been sent; nothing else can be then.
         """
+        self._under_way += 1
         try:
             await self._connection.send_message(message)
         except trio_websocket.ConnectionClosed as closed:
             raise _lost(closed) from None
+        self._under_way -= 1
+
+    def offer(self, seconds: float) -> None:
+        """The server waits so long for the first frame of another command."""
+        self._offered_s = seconds
+
+    def take_offer(self) -> float | None:
+        """What was offered, once: how long it may be kept. From now on it counts as used."""
+        offered_s, self._offered_s = self._offered_s, None
+        self.used = True
+        return offered_s
+
+    @property
+    def usable(self) -> bool:
+        """Whether it is open, as far as is known, and all that was begun to be sent was sent."""
+        return not self._under_way and self._connection.closed is None and not self._reader.reader_ended
+
+    def when_ended(self, callback: Callable[[], None]) -> None:
+        """Have it called, once, when nothing more can come."""
+        self._reader.on_end = callback
+        if self._reader.reader_ended:
+            callback()
 
     async def receive(self) -> str | bytes:
         """The next message. Raises ``SandboxConnectionError`` when the peer is gone. Cancellation: atomic."""
@@ -108,14 +140,20 @@ class Socket:
     async def watch(self) -> None:
         """Ping the peer for as long as it answers. Raises ``SandboxConnectionError`` when it does not."""
         while True:
-            try:
-                with trio.fail_after(self._limits.pong_s):
-                    await self._connection.ping()
-            except trio.TooSlowError:
-                raise SandboxConnectionError(f"The server answered no ping in {self._limits.pong_s:g} s") from None
-            except trio_websocket.ConnectionClosed as closed:
-                raise _lost(closed) from None
+            await self.probe(self._limits.pong_s)
             await trio.sleep(self._limits.ping_s)
+
+    async def probe(self, limit_s: float) -> None:
+        """Ping the peer. Raises ``SandboxConnectionError`` when it does not answer in time."""
+        self._under_way += 1
+        try:
+            with trio.fail_after(limit_s):
+                await self._connection.ping()
+        except trio.TooSlowError:
+            raise SandboxConnectionError(f"The server answered no ping in {limit_s:g} s") from None
+        except trio_websocket.ConnectionClosed as closed:
+            raise _lost(closed) from None
+        self._under_way -= 1
 
     async def close(self) -> None:
         """Say goodbye and wait a moment for the answer. Never raises."""
@@ -203,6 +241,7 @@ class _Handshake:
         self.scope = trio.CancelScope(deadline=deadline)
         self.error: Exception | None = None
         self.reader_ended = False
+        self.on_end: Callable[[], None] | None = None
         self._nursery = nursery
 
     def start_soon(self, reader: Callable[[], Awaitable[None]]) -> None:
@@ -214,8 +253,11 @@ class _Handshake:
         except (trio_websocket.HandshakeError, trio_websocket.ConnectionClosed, H11Error, WebSocketError) as error:
             # The last two: on what is no HTTP at all the library tries to answer, as no client may.
             self.error = error
-        self.reader_ended = True
-        self.scope.cancel()
+        finally:
+            self.reader_ended = True
+            self.scope.cancel()
+            if self.on_end is not None:
+                self.on_end()
 
 
 async def _shake_hands(
@@ -240,7 +282,7 @@ async def _shake_hands(
     if isinstance(handshake.error, trio_websocket.ConnectionRejected):
         raise _refused(handshake.error)
     if connection is not None:
-        return Socket(connection, limits)
+        return Socket(connection, limits, handshake)
     if not handshake.reader_ended:
         raise SandboxConnectTimeoutError(f"The server opened no WebSocket in {limits.open_s:g} s")
     if _HTTP.startswith(watched.head[: len(_HTTP)]):
