@@ -54,6 +54,10 @@ class Wire(Protocol):
         """Some more of what the peer has sent. Raises :class:`WireClosedError`."""
         ...
 
+    def takes(self, n_bytes: int) -> bool:
+        """Whether so much can be sent now, hardly waiting, by a task that may be cancelled meanwhile."""
+        ...
+
 
 @attrs.frozen(kw_only=True)
 class MuxSettings:
@@ -98,6 +102,7 @@ class MuxStream(trio.abc.HalfCloseableStream):
         self._eof = False
         self._broken = False
         self._closed = False
+        self._take: Callable[[bytes], int] | None = None
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.id}>"
@@ -130,6 +135,21 @@ class MuxStream(trio.abc.HalfCloseableStream):
         self._mux._taken(self, len(data))
         return data
 
+    async def receive_past(self, take: Callable[[bytes], int], max_bytes: int | None = None) -> bytes:
+        """What came next and ``take`` has not taken; empty at the end.
+
+        While this waits, what comes is offered to ``take`` where it comes, which returns how many bytes it took: no
+        task need be woken up for those.
+
+        Raises:
+            trio.BrokenResourceError: The stream was reset, or the session has ended.
+        """
+        self._take = take
+        try:
+            return await self.receive_some(max_bytes)
+        finally:
+            self._take = None
+
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
         """Send ``data``, as fast as the peer takes it.
 
@@ -141,6 +161,7 @@ class MuxStream(trio.abc.HalfCloseableStream):
         while rest:
             await self._wait_sendable()
             rest = rest[self._mux._send(self, rest) :]
+            await self._mux._push()
 
     async def wait_send_all_might_not_block(self) -> None:
         """Wait until the peer takes more."""
@@ -194,8 +215,17 @@ class MuxStream(trio.abc.HalfCloseableStream):
     # -- the session's side ------------------------------------------------------------------------------------------
 
     def _put(self, data: bytes) -> None:
-        self._chunks.append(data)
         self._unread += len(data)
+        if self._take is not None and not self._chunks:
+            taken = self._take(data)
+            self._unread -= taken
+            self._mux._taken(self, taken)
+            if taken == len(data):
+                return
+            data = data[taken:]
+            # What comes now must stay behind the rest of this.
+            self._take = None
+        self._chunks.append(data)
         self._changed.unpark_all()
 
     def _notice(self, event: WindowOpened | StreamEnded | StreamReset) -> None:
@@ -242,6 +272,7 @@ class Mux:
         self._pings: dict[int, float] = {}
         self._ping_number = 0
         self._round_trip_s = math.inf
+        self._sending = False
         self._over = False
         self._leaving = False
 
@@ -317,13 +348,20 @@ class Mux:
 
     async def _write(self) -> None:
         while True:
-            while not self._session.queued_bytes:
-                if self._leaving:
+            while self._sending or not self._session.queued_bytes:
+                if self._leaving and not self._sending:
                     return
                 await self._to_send.park()
             # What is taken must be sent: the last words would be lost with it.
             await trio.lowlevel.checkpoint_if_cancelled()
+            await self._send_queued()
+
+    async def _send_queued(self) -> None:
+        self._sending = True
+        try:
             await self._wire.send(self._session.take_frames())
+        finally:
+            self._sending = False
             self._sent.unpark_all()
 
     async def _watch(self) -> None:
@@ -376,8 +414,8 @@ class Mux:
 
     def _on_data(self, stream_id: int, data: bytes) -> None:
         if (stream := self._streams.get(stream_id)) is not None:
-            stream._put(data)
             self._unread += len(data)
+            stream._put(data)
             if self._unread > self._settings.unread_bytes:
                 self._reset_fullest()
 
@@ -402,9 +440,17 @@ class Mux:
         return self._sent if self._session.queued_bytes >= self._settings.queue_bytes else None
 
     def _send(self, stream: MuxStream, data: memoryview) -> int:
-        sent = self._session.send(stream.id, data[: self._settings.queue_bytes])
-        self._to_send.unpark_all()
-        return sent
+        return self._session.send(stream.id, data[: self._settings.queue_bytes])
+
+    async def _push(self) -> None:
+        """Send what was queued: in the task of who queued it, where the wire takes it at once, or in the writer's."""
+        if not self._sending and not self._over and self._wire.takes(self._session.queued_bytes):
+            try:
+                await self._send_queued()
+            except WireClosedError:
+                pass  # the reader finds out why
+        if self._session.queued_bytes:
+            self._to_send.unpark_all()
 
     def _end(self, stream: MuxStream) -> None:
         self._session.end(stream.id)

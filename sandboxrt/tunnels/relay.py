@@ -7,9 +7,13 @@ import math
 import socket
 import struct
 from collections.abc import Awaitable, Callable
+from functools import partial
 
 import attrs
 import trio
+
+from sandboxrt.sockets import send_at_once
+from sandboxrt.tunnels.mux import MuxStream
 
 __all__ = ["Relay", "abort_socket"]
 
@@ -52,7 +56,7 @@ class Relay:
         return self._whole and not self._scope.cancelled_caught
 
     async def _copy(self, source: trio.abc.HalfCloseableStream, sink: trio.abc.HalfCloseableStream) -> None:
-        receive, send = _receiver(source), _sender(sink)
+        receive, send = self._receiver(source, sink), _sender(sink)
         try:
             while data := await receive(_CHUNK_BYTES):
                 if self._ended:
@@ -75,6 +79,20 @@ class Relay:
         self._ended += 1
         self._postpone_end()
 
+    def _receiver(
+        self, source: trio.abc.HalfCloseableStream, sink: trio.abc.HalfCloseableStream
+    ) -> Callable[[int], Awaitable[bytes | bytearray]]:
+        """How to read a stream. What goes through a tunnel in small pieces pays for each layer, and each task."""
+        there: trio.socket.SocketType | None = getattr(sink, "socket", None)
+        if isinstance(source, MuxStream) and there is not None:
+            return partial(source.receive_past, partial(self._pass_on, there))
+        return _receiver(source)
+
+    def _pass_on(self, there: trio.socket.SocketType, data: bytes) -> int:
+        if self._ended:
+            self._postpone_end()
+        return send_at_once(there, data)
+
     async def _swallow(self, source: trio.abc.HalfCloseableStream) -> None:
         """Take what nobody wants any more, while the other way may still have something to say."""
         if self._ended:
@@ -88,7 +106,7 @@ class Relay:
 
 
 def _receiver(stream: trio.abc.HalfCloseableStream) -> Callable[[int], Awaitable[bytes | bytearray]]:
-    """How to read a stream: a socket straight, for what goes through a tunnel in small pieces pays for each layer."""
+    """How to read a stream: a socket straight."""
     sock: trio.socket.SocketType | None = getattr(stream, "socket", None)
     if sock is None:
         return stream.receive_some

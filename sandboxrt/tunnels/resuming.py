@@ -26,6 +26,8 @@ from sandboxrt.tunnels.mux import WireClosedError
 
 __all__ = ["Connection", "ResumeSettings", "ResumingWire"]
 
+_SMALL_BYTES = 16 * 1024
+
 
 class Connection(Protocol):
     """One connection: bytes are the stream, text is about it."""
@@ -94,8 +96,10 @@ class ResumingWire:
 
         Cancellation: the frames are sent nevertheless, or those before a point; it may cost the connection.
         """
-        for frame in frames:
-            while self._log.full and self._over is None:
+        short = sum(map(len, frames)) <= _SMALL_BYTES
+        for number, frame in enumerate(frames):
+            # Few bytes are taken all at once, or none.
+            while self._log.full and self._over is None and not (short and number):
                 self._to_send.unpark_all()
                 await self._log_room.park()
             self._check()
@@ -105,6 +109,10 @@ class ResumingWire:
             await trio.lowlevel.checkpoint()
         else:
             await self._push(self._connection)
+
+    def takes(self, n_bytes: int) -> bool:
+        """Whether so much can be sent now, and sent again should that be broken off."""
+        return n_bytes <= _SMALL_BYTES and self._connection is not None and not self._sending and not self._log.full
 
     async def receive(self) -> bytes:
         """What came next. Cancellation: atomic.

@@ -36,6 +36,9 @@ class Line:
         except (trio.EndOfChannel, trio.ClosedResourceError):
             raise WireClosedError("the line is cut") from None
 
+    def takes(self, n_bytes: int) -> bool:
+        return False
+
     def cut(self) -> None:
         self._send.close()
         self._receive.close()
@@ -120,6 +123,43 @@ async def test_what_lies_unread_is_bounded(autojump_clock: trio.testing.MockCloc
         await trio.sleep(1)
         assert sum(stream.unread for stream in streams if not stream._closed) <= 600_000
         assert [stream._closed for stream in streams] == [True, False, False, False]
+
+
+@pytest.mark.parametrize("seed", range(5))
+async def test_what_is_passed_on_stays_in_order(autojump_clock: trio.testing.MockClock, seed: int) -> None:
+    """Whether it is taken where it comes, in part, or not at all; and what was taken makes room for more."""
+    chance = random.Random(seed)
+    data = chance.randbytes(2_000_000)
+    whole = trio.Event()
+
+    async def collect(stream: MuxStream) -> None:
+        got = bytearray()
+        passed = 0
+
+        def take(piece: bytes) -> int:
+            nonlocal passed
+            size = chance.choice((0, len(piece), chance.randint(0, len(piece))))
+            got.extend(piece[:size])
+            passed += size
+            return size
+
+        while rest := await stream.receive_past(take, chance.choice((4000, 10**6))):
+            if chance.random() < 0.2:
+                await trio.sleep(0.001)
+            got.extend(rest)
+        assert got == data
+        assert stream.unread == 0
+        assert 0 < passed < len(data)
+        whole.set()
+
+    with trio.fail_after(3600):
+        async with session(collect) as (mux, _):
+            stream = mux.open()
+            for at in range(0, len(data), 7000):
+                await stream.send_all(data[at : at + 7000])
+                await trio.sleep(0.001 * chance.randint(0, 3))
+            await stream.send_eof()
+            await whole.wait()
 
 
 async def test_either_side_may_end_first(autojump_clock: trio.testing.MockClock) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
@@ -89,6 +90,13 @@ async def joined(seed: int, messages: tuple[int, int]) -> AsyncIterator[tuple[Re
         nursery.cancel_scope.cancel()
 
 
+async def _echo(stream: MuxStream) -> None:
+    with contextlib.suppress(trio.BrokenResourceError, trio.ClosedResourceError):
+        while chunk := await stream.receive_some():
+            await stream.send_all(chunk)
+        await stream.send_eof()
+
+
 @pytest.mark.parametrize("seed", range(8))
 async def test_every_byte_arrives_once_and_in_order(autojump_clock: trio.testing.MockClock, seed: int) -> None:
     there = random.Random(seed).randbytes(300_000)
@@ -152,6 +160,51 @@ async def test_a_session_and_its_streams_notice_nothing(autojump_clock: trio.tes
             async with trio.open_nursery() as speakers:
                 for _ in range(3):
                     speakers.start_soon(speak, near)
+            nursery.cancel_scope.cancel()
+    assert len(made) > 5
+
+
+async def test_who_is_cancelled_while_it_sends_takes_nothing_from_others(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """Small pieces are sent by the tasks that have them, which may end at any moment."""
+    chance = random.Random(3)
+    data = chance.randbytes(20_000)
+
+    async def fickle(mux: Mux) -> None:
+        while True:
+            stream = mux.open()
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(stream.send_all, bytes(chance.randint(1, 9000)))
+                for _ in range(chance.randint(0, 12)):
+                    await trio.lowlevel.checkpoint()
+                nursery.cancel_scope.cancel()
+            stream.reset()
+            await trio.sleep(0.1)
+
+    async def steady(mux: Mux) -> None:
+        stream = mux.open()
+        for at in range(0, len(data), 100):
+            piece = data[at : at + 100]
+            await stream.send_all(piece)
+            got = b""
+            while len(got) < len(piece):
+                more = await stream.receive_some()
+                assert more
+                got += more
+            assert got == piece
+
+    with trio.fail_after(3600):
+        async with joined(5, (50, 300)) as (client, server, made), trio.open_nursery() as nursery:
+            near = Mux("client", client)
+            far = Mux("server", server, accept=lambda stream: nursery.start_soon(_echo, stream))
+            nursery.start_soon(near.run)
+            nursery.start_soon(far.run)
+            for _ in range(3):
+                nursery.start_soon(fickle, near)
+            async with trio.open_nursery() as speakers:
+                for _ in range(3):
+                    speakers.start_soon(steady, near)
             nursery.cancel_scope.cancel()
     assert len(made) > 5
 

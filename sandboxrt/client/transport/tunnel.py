@@ -73,6 +73,10 @@ class _PlainWire:
         message = await self.connection.receive()
         return message.encode() if isinstance(message, str) else message
 
+    def takes(self, n_bytes: int) -> bool:
+        """Never: who is cancelled while it sends would end the session of all."""
+        return False
+
 
 def _nothing() -> None:
     pass
