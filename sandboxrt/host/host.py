@@ -59,7 +59,7 @@ class Host:
         self.nursery: trio.Nursery | None = None
         self._records = state.records
         self._snapshots = state.snapshots
-        self.registries: Registries = Registries(state.registries)
+        self._registries = Registries(state.registries)
         self._sandboxes: dict[tuple[str, str], Sandbox] = {}
         self._workshop = Workshop(
             config=config,
@@ -76,6 +76,11 @@ class Host:
 
     def __repr__(self) -> str:
         return f"<Host with {len(self._sandboxes)} sandboxes in {str(self.config.state_dir)!r}>"
+
+    @property
+    def registries(self) -> Registries:
+        """Named registries, and their logins for builds."""
+        return self._registries
 
     # -- sandboxes ---------------------------------------------------------------------------------------------------
 
@@ -272,7 +277,7 @@ class Host:
     async def create_snapshot(self, request: CreateSnapshot) -> Snapshot:
         """Begin to build a snapshot; it goes on by itself. Errors as of :meth:`Registries.resolve`."""
         self._check_open()
-        return await self._snapshots.create(await self.registries.resolve(request))
+        return await self._snapshots.create(await self._registries.resolve(request))
 
     async def capture_snapshot(self, name: str, request: CaptureSnapshot) -> Snapshot:
         """Begin to make a snapshot of a sandbox's files as they are now, without ``/tmp``; it goes on by itself.

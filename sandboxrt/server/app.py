@@ -47,6 +47,8 @@ CONTROL_PREFIXES: Final = ("/api/v2/sandboxes", "/v2/sandboxes", "/api/v1/v2/san
 """Where every generation of clients looks for the control plane (protocol.md §1.1)."""
 DATA_PREFIX: Final = "/api/v2/sandboxes/dp/{sandbox}"
 
+_REGISTRIES_OF_0_11: Final = "/api/api/v2/sandboxes"
+"""Where clients of that generation look for named registries when their endpoint ends in ``/api/v2/sandboxes``."""
 _ANSWER_S: Final = 9.0
 _OPEN: Final = frozenset({"/healthz", "/metrics", "/openapi.json"})
 
@@ -115,6 +117,7 @@ class App:
             routes += boxes.routes(prefix)
             routes += links.routes(prefix)
             routes += snapshots.routes(prefix)
+        for prefix in (*CONTROL_PREFIXES, _REGISTRIES_OF_0_11):
             routes += registries.routes(prefix)
         routes += [
             Route("/healthz", self._healthz, methods=["GET"]),

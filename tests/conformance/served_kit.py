@@ -14,9 +14,10 @@ from sandboxrt.engine.base import Engine
 from sandboxrt.host.command import CommandSettings
 from sandboxrt.host.config import HostConfig
 from sandboxrt.host.ports import HostState
-from sandboxrt.models import ResourceStatus, Snapshot
+from sandboxrt.models import Registry, RegistryPage, ResourceStatus, Snapshot
 from sandboxrt.protocol.exec import Execute, Reconnect
-from sandboxrt.protocol.rest import CaptureSnapshot, CreateSandbox, SandboxInfo, UpdateSandbox
+from sandboxrt.protocol.registries import CreateRegistry, ListRegistries, UpdateRegistry
+from sandboxrt.protocol.rest import CaptureSnapshot, CreateSandbox, CreateSnapshot, SandboxInfo, UpdateSandbox
 from sandboxrt.server.app import AppSettings
 from sandboxrt.server.guarded import ConnectionLimits
 from sandboxrt.server.serve import RunningServer, ServerSettings, open_server
@@ -25,10 +26,39 @@ from sandboxrt.testing.conformance import Link
 
 
 @attrs.frozen
+class ServedRegistries:
+    """Named registries, over the wire."""
+
+    transport: HttpTransport
+
+    async def create(self, request: CreateRegistry) -> Registry:
+        return await self.transport.create_registry(request)
+
+    async def get(self, name_or_id: str) -> Registry:
+        return await self.transport.get_registry(name_or_id)
+
+    async def list(self, request: ListRegistries) -> RegistryPage:
+        return await self.transport.list_registries(request)
+
+    async def update(self, name_or_id: str, change: UpdateRegistry) -> Registry:
+        return await self.transport.update_registry(name_or_id, change)
+
+    async def delete(self, name_or_id: str) -> None:
+        await self.transport.delete_registry(name_or_id)
+
+
+@attrs.frozen
 class ServedDriver:
     """Sandboxes by name, over the wire."""
 
     transport: HttpTransport
+
+    @property
+    def registries(self) -> ServedRegistries:
+        return ServedRegistries(self.transport)
+
+    async def create_snapshot(self, request: CreateSnapshot) -> Snapshot:
+        return await self.transport.create_snapshot(request)
 
     async def create_sandbox(self, request: CreateSandbox) -> SandboxInfo:
         # A repeated create is one with the same name and key; the cases know names only.

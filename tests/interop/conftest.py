@@ -36,7 +36,7 @@ class Place:
 
 
 @pytest.fixture(scope="session")
-def place(tmp_path_factory: pytest.TempPathFactory, registry: Registry) -> Iterator[Place]:
+def place(tmp_path_factory: pytest.TempPathFactory, registry: Registry, password_registry: Registry) -> Iterator[Place]:
     """A real server over real containers, in a process of its own, with faults on request."""
     state_dir = tmp_path_factory.mktemp("interop-state")
     environment = {**os.environ, "SANDBOXRT_REGISTRIES_CONF": str(registry.registries_conf)}
@@ -61,6 +61,11 @@ def place(tmp_path_factory: pytest.TempPathFactory, registry: Registry) -> Itera
                 "limited_keys": told["limited_keys"],
                 "image": "tiny:1",
                 "missing_image": "nobody-made-this:1",
+                "private": {
+                    "url": f"http://{password_registry.address}",
+                    "username": password_registry.username,
+                    "password": password_registry.password,
+                },
                 "application": APPLICATION.read_text(),
             },
         )

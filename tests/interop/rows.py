@@ -94,5 +94,11 @@ ROWS: Final = {
     "40 search": Row("glob, ls, grep", _NEWEST),
     "40 download": Row("download link", _NEWEST),
     "40 sse": Row("execution over server-sent events", _NEWEST),
+    "40 registries": Row(
+        "named registries: a private image with a stored login; logins and hosts that are refused",
+        quirk="0.7.38 has `registry_id` of `create_snapshot`, but nothing to make a registry with; 0.11.1 asks for them"
+        " at `/api/api/v2/sandboxes` when its endpoint ends in `/api/v2/sandboxes`",
+        timeout_s=90,
+    ),
     "40 run_config": Row("run_config of a sandbox and of a command", _NEWEST),
 }

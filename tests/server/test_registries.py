@@ -99,6 +99,15 @@ async def test_conflicts(tmp_path: Path) -> None:
         assert "body.password" in faults(answer)
 
 
+async def test_where_a_generation_looks_for_them(tmp_path: Path) -> None:
+    async with site(tmp_path) as here:
+        made = await make(here)
+        for prefix in ("/v2/sandboxes", "/api/v2/sandboxes", "/api/v1/v2/sandboxes", "/api/api/v2/sandboxes"):
+            url = f"{here.server.url}{prefix}/registries"
+            assert (await here.acme.get(url)).json()["items"] == [made]
+            detail(await here.nobody.get(url), 401)
+
+
 async def test_tenants_and_strangers(tmp_path: Path) -> None:
     async with site(tmp_path) as here:
         made = await make(here)

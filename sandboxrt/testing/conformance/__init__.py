@@ -15,6 +15,7 @@ from sandboxrt.testing.conformance.captures import CAPTURE_CASES
 from sandboxrt.testing.conformance.driver import Case, Driver, Link, Outcome, converse, run
 from sandboxrt.testing.conformance.files import FILE_CASES
 from sandboxrt.testing.conformance.lifecycle import LIFECYCLE_CASES
+from sandboxrt.testing.conformance.registries import REGISTRY_CASES
 from sandboxrt.testing.conformance.sessions import SESSION_CASES
 
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
     "CASE_FEATURES",
     "FILE_CASES",
     "LIFECYCLE_CASES",
+    "REGISTRY_CASES",
     "SESSION_CASES",
     "Case",
     "Driver",
@@ -33,7 +35,9 @@ __all__ = [
     "run",
 ]
 
-ALL_CASES: Mapping[str, Case] = MappingProxyType({**SESSION_CASES, **FILE_CASES, **LIFECYCLE_CASES, **CAPTURE_CASES})
+ALL_CASES: Mapping[str, Case] = MappingProxyType(
+    {**SESSION_CASES, **FILE_CASES, **LIFECYCLE_CASES, **CAPTURE_CASES, **REGISTRY_CASES}
+)
 
 CASE_FEATURES: Mapping[str, frozenset[Feature]] = MappingProxyType(
     {

@@ -11,7 +11,7 @@ from typing import Any, Protocol, TypeAlias
 import attrs
 import trio
 
-from sandboxrt.models import Limits, ResourceStatus, Snapshot
+from sandboxrt.models import Limits, Registry, RegistryPage, ResourceStatus, Snapshot
 from sandboxrt.protocol.exec import (
     ClientFrame,
     ErrorFrame,
@@ -23,7 +23,8 @@ from sandboxrt.protocol.exec import (
     Started,
     StreamName,
 )
-from sandboxrt.protocol.rest import CaptureSnapshot, CreateSandbox, SandboxInfo, UpdateSandbox
+from sandboxrt.protocol.registries import CreateRegistry, ListRegistries, UpdateRegistry
+from sandboxrt.protocol.rest import CaptureSnapshot, CreateSandbox, CreateSnapshot, SandboxInfo, UpdateSandbox
 
 __all__ = [
     "Case",
@@ -58,8 +59,41 @@ class Link(Protocol):
         ...
 
 
+class Registries(Protocol):
+    """The named registries of an implementation."""
+
+    async def create(self, request: CreateRegistry) -> Registry:
+        """As the host's."""
+        ...
+
+    async def get(self, name_or_id: str) -> Registry:
+        """As the host's."""
+        ...
+
+    async def list(self, request: ListRegistries) -> RegistryPage:
+        """As the host's."""
+        ...
+
+    async def update(self, name_or_id: str, change: UpdateRegistry) -> Registry:
+        """As the host's."""
+        ...
+
+    async def delete(self, name_or_id: str) -> None:
+        """As the host's."""
+        ...
+
+
 class Driver(Protocol):
     """An implementation under test."""
+
+    @property
+    def registries(self) -> Registries:
+        """As the host's."""
+        ...
+
+    async def create_snapshot(self, request: CreateSnapshot) -> Snapshot:
+        """As the host's."""
+        ...
 
     async def create_sandbox(self, request: CreateSandbox) -> SandboxInfo:
         """As the host's."""

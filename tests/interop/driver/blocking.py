@@ -71,6 +71,6 @@ def wrap(value: Any) -> Any:
     module = type(value).__module__
     if isinstance(value, _PLAIN) or not module.startswith("langsmith"):
         return value
-    if any(hasattr(value, name) for name in ("run", "kill", "create_sandbox")):
+    if any(hasattr(value, name) for name in ("run", "kill", "create_sandbox", "retrieve")):
         return Blocking(value)
     return value

@@ -6,7 +6,19 @@ from collections.abc import Awaitable, Callable
 
 from context import Context
 
-from scenarios import captures, commands, control, extras, faults, files, lifecycle, services, sessions, tunnels
+from scenarios import (
+    captures,
+    commands,
+    control,
+    extras,
+    faults,
+    files,
+    lifecycle,
+    registries,
+    services,
+    sessions,
+    tunnels,
+)
 
 SCENARIOS: dict[str, Callable[[Context], Awaitable[None]]] = {
     **control.SCENARIOS,
@@ -18,5 +30,6 @@ SCENARIOS: dict[str, Callable[[Context], Awaitable[None]]] = {
     **files.SCENARIOS,
     **tunnels.SCENARIOS,
     **extras.SCENARIOS,
+    **registries.SCENARIOS,
     **services.SCENARIOS,
 }
