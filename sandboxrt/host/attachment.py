@@ -22,7 +22,7 @@ from sandboxrt.protocol.exec import (
     Started,
     StreamName,
 )
-from sandboxrt.protocol.output import MAX_READ_BYTES, InvalidOffsetError, LostOutputError
+from sandboxrt.protocol.output import LONG_READ_BYTES, MAX_READ_BYTES, InvalidOffsetError, LostOutputError
 
 if TYPE_CHECKING:
     from sandboxrt.host.command import Command
@@ -170,7 +170,8 @@ class CommandAttachment:
             self._turn = "stderr" if self._turn == "stdout" else "stdout"
             stream = self._command.streams[self._turn]
             offset = self._offsets[self._turn]
-            room = MAX_READ_BYTES
+            # Who names its input is a client of ours, which takes long frames; others have bounds of their own.
+            room = MAX_READ_BYTES if self._input_id is None else LONG_READ_BYTES
             if self._limits is not None and offset <= self._limits[self._turn]:
                 room = min(room, self._limits[self._turn] - offset)
                 if not room:

@@ -17,6 +17,7 @@ from collections import deque
 import attrs
 
 __all__ = [
+    "LONG_READ_BYTES",
     "MAX_READ_BYTES",
     "InvalidOffsetError",
     "LostOutputError",
@@ -28,6 +29,9 @@ __all__ = [
 
 MAX_READ_BYTES = 64 * 1024
 """The most that one read returns, so that a frame stays small after JSON escaping (protocol.md §1.4)."""
+
+LONG_READ_BYTES = 256 * 1024
+"""The same for readers without such bounds: each frame costs both sides as much as some hundred kilobytes of it."""
 
 _SEGMENT_BYTES = 64 * 1024
 _MAX_CHARACTER_BYTES = 4

@@ -16,6 +16,7 @@ from sandboxrt.host.sessions import SessionLimits
 from sandboxrt.host.spill import SpillFile, SpillQuota
 from sandboxrt.models import DEFAULT_LIMITS, Limits
 from sandboxrt.protocol.exec import ErrorFrame, Execute, Exit, Kill, Output, Reconnect, Started
+from sandboxrt.protocol.output import LONG_READ_BYTES, MAX_READ_BYTES
 from sandboxrt.protocol.rest import CreateSandbox
 from sandboxrt.testing.conformance import converse, run
 from sandboxrt.testing.fake import FakeEngine, Faults
@@ -35,6 +36,18 @@ async def test_output_beyond_memory_is_replayed_from_disk(fake_host: OpenFake) -
         assert again.stdout == first.stdout
         async with converse(host, "box", Reconnect("c", 1_999_990)) as reader:
             assert (await reader.to_end()).stdout == "\0" * 10 + "end\n"
+
+
+async def test_frames_are_long_for_who_takes_them(fake_host: OpenFake) -> None:
+    async with fake_host(command=SMALL) as (host, _):
+        first = await run(host, "box", "head -c 2000000 /dev/zero; echo end", command_id="c")
+        longest = {}
+        for input_id in (None, "ours"):
+            async with converse(host, "box", Reconnect("c", input_id=input_id)) as reader:
+                again = await reader.to_end()
+            assert again.stdout == first.stdout
+            longest[input_id] = max(len(frame.data) for frame in again.frames if isinstance(frame, Output))
+        assert longest[None] <= MAX_READ_BYTES < longest["ours"] <= LONG_READ_BYTES
 
 
 async def test_a_gap_is_an_error_that_says_where_to_go_on(fake_host: OpenFake) -> None:

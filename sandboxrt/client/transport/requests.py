@@ -16,6 +16,7 @@ import httpx
 import trio
 
 from sandboxrt.client.config import RemoteConfig
+from sandboxrt.client.transport.connections import http_connections
 from sandboxrt.errors import SandboxConnectionError, SandboxConnectTimeoutError
 from sandboxrt.protocol.backoff import RETRIED_STATUSES, request_delay
 
@@ -52,7 +53,7 @@ class Requests:
         headers = {} if config.api_key is None else {"x-api-key": config.api_key}
         headers |= {name.lower(): value for name, value in config.headers.items()}
         tls = await trio.to_thread.run_sync(httpx.create_ssl_context)
-        transport = httpx.AsyncHTTPTransport(limits=_POOL, verify=tls)
+        transport = http_connections(_POOL, tls)
         async with httpx.AsyncClient(transport=transport, follow_redirects=False) as http:
             yield cls(config, http, transport, headers, tls)
 
