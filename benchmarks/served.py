@@ -91,14 +91,14 @@ class Served:
 
     def remote_stream(self) -> list[Measurement]:
         """One command's output."""
-        seconds = self._measured("stream", rounds=7, command=STREAM, size=STREAM_BYTES)
+        seconds = self._measured("stream", rounds=11, command=STREAM, size=STREAM_BYTES)
         note = "100 MB of text from one command, to its result."
         return [self._rate("remote streaming 100 MB", seconds, STREAM_BYTES, note)]
 
     def remote_concurrent(self) -> list[Measurement]:
         """Many commands."""
         count = 20 if self.quick else 200
-        seconds = self._measured("concurrent", rounds=7, count=count)
+        seconds = self._measured("concurrent", rounds=11, count=count)
         return [
             Measurement(
                 f"{count} concurrent remote commands",
@@ -112,8 +112,8 @@ class Served:
 
     def remote_files(self) -> list[Measurement]:
         """Uploads and downloads."""
-        up = self._measured("upload", rounds=7, size=FILE_BYTES)
-        down = self._measured("download", rounds=7, size=FILE_BYTES)
+        up = self._measured("upload", rounds=11, size=FILE_BYTES)
+        down = self._measured("download", rounds=11, size=FILE_BYTES)
         return [
             self._rate("upload of 100 MB", up, FILE_BYTES, "From memory to a file in the sandbox."),
             self._rate("download of 100 MB", down, FILE_BYTES, "The other way."),

@@ -68,7 +68,7 @@ def measure_tunnels(clients: Mapping[str, Any], folder: Path, *, quick: bool) ->
         ways["ssh -L"] = stack.enter_context(_ssh(folder))
         for ports in ways.values():
             _run("pgbench", "-i", "-s", "1", "-q", *_pg(ports["postgres"]))
-        rounds = 2 if quick else 5
+        rounds = 2 if quick else 9
         return [
             _rates("tunnel: 100 MB from a sandbox", "MB/s", ways, _throughput, rounds, "half of ssh -L", _NOTE_BLOB),
             _rates("tunnel: redis-benchmark", "/s", ways, _redis, rounds, "above the official one's", _NOTE_REDIS),

@@ -21,8 +21,9 @@ from sandboxrt.errors import SandboxClientError
 from sandboxrt.store.database import SCHEMA_VERSION, connect, migrate, naming
 from sandboxrt.store.owners import OwnerLock
 from sandboxrt.store.rows import SandboxRow, SnapshotRow, one_snapshot, select_sandboxes
+from sandboxrt.store.vault import SealError, Vault
 
-__all__ = ["Dangling", "Recorded", "UnreadableRow", "living_owners", "read_state"]
+__all__ = ["Dangling", "LostPassword", "Recorded", "UnreadableRow", "living_owners", "read_state"]
 
 _DATABASE: Final = "state.db"
 _COPY_TRIES: Final = 10
@@ -62,6 +63,15 @@ class UnreadableRow:
     reason: str
 
 
+@attrs.frozen
+class LostPassword:
+    """A registry whose password cannot be read any more."""
+
+    registry: str
+    tenant: str
+    reason: str
+
+
 @attrs.frozen(kw_only=True)
 class Recorded:
     """What a state folder's database says.
@@ -74,6 +84,7 @@ class Recorded:
         dangling: Rows that refer to nothing.
         sandboxes: All of them; none where the schema is newer than this program knows. ``snapshots`` likewise.
         unreadable: Those that are in neither, and why.
+        lost_passwords: Registries' that cannot be read with the key file.
         locks: Owners that have a lock file, living or dead.
     """
 
@@ -85,6 +96,7 @@ class Recorded:
     sandboxes: tuple[SandboxRow, ...] = ()
     snapshots: tuple[SnapshotRow, ...] = ()
     unreadable: tuple[UnreadableRow, ...] = ()
+    lost_passwords: tuple[LostPassword, ...] = ()
     locks: frozenset[str] = frozenset()
 
     @property
@@ -202,6 +214,7 @@ def _read(copy: Path, state_dir: Path) -> Recorded:
             sandboxes=tuple(_rows(db, "sandboxes", unreadable)),
             snapshots=tuple(_rows(db, "snapshots", unreadable)),
             unreadable=tuple(unreadable),
+            lost_passwords=tuple(_lost_passwords(db, Vault(state_dir))),
         )
 
 
@@ -210,6 +223,14 @@ def _dangling(db: sqlite3.Connection) -> Iterator[Dangling]:
         row = db.execute(f"SELECT * FROM {table} WHERE rowid = ?", (rowid,)).fetchone()  # noqa: S608  SQLite's own word
         names = [key for key in ("name", "tag", "id") if row is not None and key in row.keys()]  # noqa: SIM118
         yield Dangling(table, " ".join(str(row[key]) for key in names) or str(rowid), parent)
+
+
+def _lost_passwords(db: sqlite3.Connection, vault: Vault) -> Iterator[LostPassword]:
+    for row in db.execute("SELECT name, tenant, password FROM registries WHERE password IS NOT NULL ORDER BY seq"):
+        try:
+            vault.open(row["password"])
+        except (SealError, TypeError) as error:
+            yield LostPassword(row["name"], row["tenant"], str(error))
 
 
 def _rows(db: sqlite3.Connection, table: str, unreadable: list[UnreadableRow]) -> Iterator[Any]:

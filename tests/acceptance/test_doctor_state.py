@@ -20,6 +20,7 @@ from pathlib import Path
 import attrs
 import pytest
 import trio
+from cryptography.fernet import Fernet
 
 from sandboxrt.engine.cgroups import SandboxCgroups
 from sandboxrt.engine.hierarchy import this_host
@@ -31,9 +32,11 @@ from sandboxrt.host.doctor.findings import Kind
 from sandboxrt.host.doctor.repair import Repaired, repair
 from sandboxrt.host.opening import default_engine, open_host
 from sandboxrt.models import Limits
+from sandboxrt.protocol.registries import CreateRegistry
 from sandboxrt.protocol.rest import CaptureSnapshot, CreateSandbox, CreateSnapshot
 from sandboxrt.store import Store
 from sandboxrt.store.database import _MIGRATIONS, SCHEMA_VERSION
+from sandboxrt.store.vault import KEY_FILE
 from sandboxrt.testing.conformance import run
 from tests.images.catalogue import Catalogue
 from tests.leaks import assert_nothing_left
@@ -104,6 +107,8 @@ def whole(tmp_path_factory: pytest.TempPathFactory, catalogue: Catalogue) -> Pla
             made = await host.create_sandbox(CreateSandbox(name="kept", idle_ttl_seconds=0))
             await run(host, "kept", f"echo kept > {PRECIOUS}; sync")
             shot = await host.capture_snapshot("kept", CaptureSnapshot(name="shot"))
+            login = CreateRegistry(name="own", url="registry.example", username="me", password="of-no-use")
+            await host.registries.create(login)
             image = CreateSnapshot(
                 name="tiny", tag="1", docker_image=catalogue.reference("tiny:1"), fs_capacity_bytes=2**30
             )
@@ -291,6 +296,11 @@ LEFT: dict[str, tuple[Damage, list[Kind]]] = {
     "foreign-names": (foreign_names, [Kind.STRAY_SANDBOX_FOLDER, Kind.STRAY_SNAPSHOT_FOLDER]),
     "page": (damaged_page, [Kind.DAMAGED_DATABASE]),
     "no-database": (lambda p: (p.folder / "state.db").write_text("notes\n" * 1000) and None, [Kind.DAMAGED_DATABASE]),
+    "key-lost": (lambda p: (p.folder / KEY_FILE).unlink(), [Kind.LOST_PASSWORD]),
+    "key-exchanged": (
+        lambda p: (p.folder / KEY_FILE).write_bytes(Fernet.generate_key()) and None,
+        [Kind.LOST_PASSWORD],
+    ),
     "newer": (lambda p: p.execute("PRAGMA user_version = 1000"), [Kind.NEWER_SCHEMA]),
 }
 

@@ -148,6 +148,11 @@ def _row_findings(recorded: Recorded) -> Iterator[Finding]:
             advice = "what hangs on it cannot be used: delete it, or put a backup in place"
             yield Finding(Kind.DANGLING_REFERENCE, what, where, advice=advice)
     yield from _value_findings(recorded)
+    for lost in recorded.lost_passwords:
+        tenant = f" of tenant {lost.tenant}" if lost.tenant else ""
+        where = f"registry '{lost.registry}'{tenant}"
+        advice = "put the key file of that time back, or give the password again with an update of the registry"
+        yield Finding(Kind.LOST_PASSWORD, f"its password cannot be read: {lost.reason}", where, advice=advice)
 
 
 def _value_findings(recorded: Recorded) -> Iterator[Finding]:

@@ -20,6 +20,7 @@ class Kind(enum.Enum):
     DANGLING_REFERENCE = "dangling-reference"
     UID_BLOCK = "uid-block"
     UNKNOWN_STATUS = "unknown-status"
+    LOST_PASSWORD = "lost-password"  # noqa: S105  a kind of finding
     DEAD_OWNER = "dead-owner"
     ORPHANED_SANDBOX = "orphaned-sandbox"
     INTERRUPTED_SANDBOX = "interrupted-sandbox"
