@@ -236,7 +236,8 @@ class _Socket:
         except SandboxClientError:
             # The handshake of its next socket tells the client why, in the words that every client knows.
             return _End(None, _TRY_AGAIN)
-        return first
+        # A server that stops starts nothing more: its client was promised that nothing was begun.
+        return self._stopped or first
 
     async def _another_first_frame(self, idle_s: float) -> Execute | Reconnect | None:
         """``None`` when there is none in time, or before the server or the sandbox ended."""

@@ -319,17 +319,21 @@ class _Connection(TCPServer):
         return send_at_once(self.stream.socket, data)
 
     async def _send(self, data: bytes) -> None:
-        at_once = self._sent_at_once(data)
-        if at_once == len(data):
+        rest = data[self._sent_at_once(data) :]
+        if not rest:
             return
-        data = data[at_once:]
+        if locked := len(rest) < len(data):
+            # Nothing waited since it was found free; nobody else's bytes may come between the two parts.
+            self.send_lock.acquire_nowait()
         sent = False
         try:
             with trio.move_on_after(self._limits.send_stall_s):
-                async with self.send_lock:
-                    if not self._dropped and not self._unheard:
-                        await self.stream.send_all(data)
-                    sent = not self._dropped
+                if not locked:
+                    await self.send_lock.acquire()
+                    locked = True
+                if not self._dropped and not self._unheard:
+                    await self.stream.send_all(rest)
+                sent = not self._dropped
         except _BROKEN:
             # The peer is gone, but its last words may be here already, a kill for instance. The reader takes them, and
             # then finds the end of the connection.
@@ -338,6 +342,8 @@ class _Connection(TCPServer):
             # The protocol counts these bytes as sent, so without all of them the connection is of no more use.
             if not sent:
                 self._drop()
+            if locked:
+                self.send_lock.release()
 
     async def read_aside(self) -> bytes:
         """The next bytes, for a side door; the reader waits for it meanwhile."""

@@ -363,6 +363,9 @@ class Mux:
         finally:
             self._sending = False
             self._sent.unpark_all()
+            # Also where this was cancelled: the writer, who was woken meanwhile, found somebody sending.
+            if self._session.queued_bytes or self._leaving:
+                self._to_send.unpark_all()
 
     async def _watch(self) -> None:
         settings = self._settings
@@ -449,7 +452,7 @@ class Mux:
                 await self._send_queued()
             except WireClosedError:
                 pass  # the reader finds out why
-        if self._session.queued_bytes:
+        elif self._session.queued_bytes:
             self._to_send.unpark_all()
 
     def _end(self, stream: MuxStream) -> None:

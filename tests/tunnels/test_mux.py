@@ -162,6 +162,36 @@ async def test_what_is_passed_on_stays_in_order(autojump_clock: trio.testing.Moc
             await whole.wait()
 
 
+class Slow(Line):
+    """A wire on which everybody may send, and that takes its time."""
+
+    async def send(self, frames: list[bytes]) -> None:
+        await trio.sleep(1)
+        await super().send(frames)
+
+    def takes(self, n_bytes: int) -> bool:
+        return True
+
+
+async def test_leaving_while_a_task_that_sends_is_cancelled(autojump_clock: trio.testing.MockClock) -> None:
+    there, back = trio.open_memory_channel[bytes](9), trio.open_memory_channel[bytes](9)
+    mux = Mux("client", Slow(there[0], back[1]), MuxSettings(ping_s=1000))
+    with trio.fail_after(10):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(mux.run)
+            await trio.sleep(2)
+            stream = mux.open()
+            with trio.move_on_after(0.5):
+                nursery.start_soon(_leave, mux, 0.2)
+                await stream.send_all(b"never mind")
+    assert mux.over
+
+
+async def _leave(mux: Mux, after_s: float) -> None:
+    await trio.sleep(after_s)
+    mux.leave()
+
+
 async def test_either_side_may_end_first(autojump_clock: trio.testing.MockClock) -> None:
     async def answer(stream: MuxStream) -> None:
         length = 0
