@@ -23,6 +23,7 @@ from sandboxrt.protocol.exec import (
     Started,
     StreamName,
 )
+from sandboxrt.protocol.output import LONG_READ_BYTES
 from sandboxrt.protocol.registries import CreateRegistry, ListRegistries, UpdateRegistry
 from sandboxrt.protocol.rest import CaptureSnapshot, CreateSandbox, CreateSnapshot, SandboxInfo, UpdateSandbox
 
@@ -203,7 +204,7 @@ class Outcome:
             if isinstance(frame, Output):
                 assert frame.offset == expected[frame.stream], (frame, expected)
                 assert frame.data, "an empty chunk"
-                assert len(frame.data.encode()) <= 64 * 1024
+                assert len(frame.data.encode()) <= LONG_READ_BYTES
                 expected[frame.stream] += len(frame.data.encode())
 
     def _text(self, stream: StreamName) -> str:
