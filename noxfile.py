@@ -65,3 +65,10 @@ def bench(session: nox.Session) -> None:
 def docs(session: nox.Session) -> None:
     """Check that every path and link that the documents name is there."""
     session.run("python", "tools/check_docs.py")
+
+
+@nox.session
+def changelog(session: nox.Session) -> None:
+    """Show the next release's section; ``-- --version X.Y.Z`` writes it and removes the fragments."""
+    _install(session, "changelog", package=False)
+    session.run("towncrier", "build", *(session.posargs or ["--draft", "--version", "next"]), "--yes")
