@@ -29,6 +29,7 @@ from sandboxrt.errors import (
 from sandboxrt.host.attachment import AnyAttachment
 from sandboxrt.host.config import HostConfig
 from sandboxrt.host.connections import PortStream
+from sandboxrt.host.directory import Directory
 from sandboxrt.host.files import SandboxFile
 from sandboxrt.host.lifetime import check_ttl
 from sandboxrt.host.ports import HostState
@@ -60,7 +61,7 @@ class Host:
         self._records = state.records
         self._snapshots = state.snapshots
         self._registries = Registries(state.registries)
-        self._sandboxes: dict[tuple[str, str], Sandbox] = {}
+        self._sandboxes = Directory()
         self._workshop = Workshop(
             config=config,
             engine=engine,
@@ -101,8 +102,7 @@ class Host:
         Cancellation: atomic; what was made is removed, which is shielded and bounded.
         """
         _check(request)
-        key = request.tenant, request.name
-        while (sandbox := self._sandboxes.get(key)) is not None and sandbox.gone.is_set():
+        while (sandbox := self._sandboxes.named(request.name, request.tenant)) is not None and sandbox.gone.is_set():
             if sandbox.status is SandboxStatus.FAILED:
                 break
             await sandbox.removed.wait()
@@ -132,11 +132,11 @@ class Host:
     async def list_sandboxes(self, tenant: str = "") -> list[SandboxInfo]:
         """A tenant's sandboxes on this host, oldest first."""
         await trio.lowlevel.checkpoint()
-        return [sandbox.info for (owner, _), sandbox in self._sandboxes.items() if owner == tenant]
+        return [sandbox.info for sandbox in self._sandboxes.of_tenant(tenant)]
 
     def count_by_status(self) -> dict[str, int]:
         """How many sandboxes of all tenants are in which status."""
-        return dict(Counter(sandbox.status.value for sandbox in self._sandboxes.values()))
+        return dict(Counter(sandbox.status.value for sandbox in self._sandboxes))
 
     async def update_sandbox(self, name: str, request: UpdateSandbox) -> SandboxInfo:
         """Change a sandbox's name or TTLs.
@@ -155,16 +155,16 @@ class Host:
             await sandbox.update(attrs.evolve(request, new_name=None))
             return sandbox.info
         _check_name(new_name)
-        tenant = sandbox.request.tenant
-        if (tenant, new_name) in self._sandboxes:
-            raise ResourceNameConflictError(f"Sandbox name '{new_name}' already in use", "sandbox")
+        if sandbox.removed.is_set():
+            raise ResourceNotFoundError(f"Sandbox '{name}' not found", "sandbox")
         # Reserved before the store is asked, so that no create comes in between.
-        self._sandboxes[tenant, new_name] = sandbox
+        if not self._sandboxes.reserve(sandbox, new_name):
+            raise ResourceNameConflictError(f"Sandbox name '{new_name}' already in use", "sandbox")
         old_name = sandbox.name
         try:
             await sandbox.update(request)
         finally:
-            self._sandboxes.pop((tenant, old_name if sandbox.name == new_name else new_name), None)
+            self._sandboxes.release(sandbox, old_name if sandbox.name == new_name else new_name)
         return sandbox.info
 
     async def delete_sandbox(self, name: str) -> None:
@@ -251,7 +251,7 @@ class Host:
             ResourceInUseError: It belongs to another process; use it there.
         """
         self._check_open()
-        sandbox = self._sandboxes.get((tenant, name_or_id)) or self._by_id(name_or_id)
+        sandbox = self._sandboxes.named(name_or_id, tenant) or self._sandboxes.with_id(name_or_id)
         if sandbox is not None and tenant in ("", sandbox.request.tenant):
             # No turn of the scheduler: this is on the way of every command, and what follows takes one.
             await trio.lowlevel.checkpoint_if_cancelled()
@@ -434,13 +434,14 @@ class Host:
                 idempotency_key=row.idempotency_key,
                 lease_seconds=row.lease_seconds,
             )
-            self._sandboxes[row.tenant, row.name] = sandbox = Sandbox(request, self._workshop, row)
+            sandbox = Sandbox(request, self._workshop, row)
+            self._sandboxes.add(sandbox)
             self.nursery.start_soon(self._run, sandbox)
 
     async def shut_down(self) -> None:
         """Remove every sandbox, or stop those that are to be kept, as many at once as allowed. No new ones are made."""
         self._closed = True
-        sandboxes = set(self._sandboxes.values())
+        sandboxes = tuple(self._sandboxes)
         for sandbox in sandboxes:
             if self.config.keep:
                 sandbox.keep()
@@ -452,8 +453,8 @@ class Host:
     def _start(self, request: CreateSandbox) -> Sandbox:
         self._check_open()
         assert self.nursery is not None
-        sandbox = Sandbox(request, self._workshop)
-        self._sandboxes[request.tenant, request.name] = sandbox
+        sandbox = Sandbox(request, self._workshop, on_recorded=self._sandboxes.identify)
+        self._sandboxes.add(sandbox)
         self.nursery.start_soon(self._run, sandbox)
         return sandbox
 
@@ -461,8 +462,7 @@ class Host:
         try:
             await sandbox.run()
         finally:
-            for key in [key for key, known in self._sandboxes.items() if known is sandbox]:
-                del self._sandboxes[key]
+            self._sandboxes.remove(sandbox)
 
     async def _await_creation(self, sandbox: Sandbox, request: CreateSandbox) -> None:
         if request.wait_for_ready:
@@ -481,9 +481,6 @@ class Host:
             raise ResourceTimeoutError(
                 f"Sandbox '{sandbox.name}' not ready after {timeout_s:g}s", "sandbox", sandbox.status.value
             )
-
-    def _by_id(self, sandbox_id: str) -> Sandbox | None:
-        return next((s for s in self._sandboxes.values() if s.id and s.id == sandbox_id), None)
 
     def _check_open(self) -> None:
         if self._closed:

@@ -90,9 +90,16 @@ class Sandbox:
         request: What its creator asked for.
         workshop: The host's.
         row: Of one that a dead host has kept: what is recorded of it. It is ``stopped``, or ``failed`` as it was.
+        on_recorded: Told once it has an id, before anybody who waits for that.
     """
 
-    def __init__(self, request: CreateSandbox, workshop: Workshop, row: SandboxRow | None = None) -> None:
+    def __init__(
+        self,
+        request: CreateSandbox,
+        workshop: Workshop,
+        row: SandboxRow | None = None,
+        on_recorded: Callable[[Sandbox], None] = lambda _: None,
+    ) -> None:
         self.request: CreateSandbox = request
         self.name: str = request.name
         self.status: SandboxStatus = SandboxStatus.PROVISIONING
@@ -117,6 +124,7 @@ class Sandbox:
         self.cleanup_error: SandboxClientError | None = None
         """What of it could not be removed."""
         self._shop = workshop
+        self._on_recorded = on_recorded
         self._row: SandboxRow | None = None
         self._container: Container | None = None
         self._launcher: Launcher | None = None
@@ -335,6 +343,7 @@ class Sandbox:
 
     async def _provision(self) -> None:
         self._row, self.request = await record_sandbox(self._shop, self.request)
+        self._on_recorded(self)
         self.recorded.set()
         await self._boot()
 
