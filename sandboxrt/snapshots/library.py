@@ -1,8 +1,7 @@
 """The snapshots of one state folder: builds them, finds them, hands out what sandboxes start from.
 
-On disk: ``snapshots/<id>/`` is a finished one, ``snapshots/.build-<id>/`` one in the making, ``snapshots/.trash-<id>/``
-one being removed. A build ends with a rename, then with a row that says ``ready``; whoever dies before leaves a row
-that says ``building`` and a lock that is free, which the next library to open cleans up.
+A build ends with a rename, then with a row that says ``ready``; whoever dies before leaves a row that says ``building``
+and a lock that is free, which the next library to open cleans up.
 
 Source: ours; the states of a snapshot are those of protocol.md §2.5.
 """
@@ -12,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
-import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -38,11 +36,12 @@ from sandboxrt.models import DEFAULT_LIMITS, Snapshot
 from sandboxrt.protocol.rest import CaptureSnapshot, CreateSnapshot
 from sandboxrt.snapshots.captures import CaptureBuilder
 from sandboxrt.snapshots.content import CaptureSource, Phase, Progress, SnapshotConfig, SnapshotContent
-from sandboxrt.snapshots.disk import give_to_sandboxes, remove_tree
+from sandboxrt.snapshots.disk import give_to_sandboxes
 from sandboxrt.snapshots.export import Exported, export_image
+from sandboxrt.snapshots.files import SnapshotFiles
 from sandboxrt.snapshots.host import HOST_NAME, OWNERS, build_host, fingerprint
 from sandboxrt.snapshots.oci_images import ImageBuilder, check_reference
-from sandboxrt.store import SnapshotRow, Store, canonical_id, run_blocking
+from sandboxrt.store import SnapshotRow, Store, canonical_id
 
 __all__ = ["SnapshotLibrary"]
 
@@ -53,7 +52,6 @@ _FOREIGN_POLL_S: Final = 0.2
 _MAX_NAME: Final = 255
 _FAILURE_KEPT: Final = timedelta(hours=24)
 """How long a failed build can still be asked for its reason."""
-_FOLDER_NAME: Final = re.compile(r"(\.build-|\.trash-|)([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})")
 
 
 @attrs.define(eq=False)
@@ -87,7 +85,7 @@ class SnapshotLibrary:
         self._store = store
         self._config = config or SnapshotConfig()
         self._folder = Path(state_dir or store.state_dir).absolute() / "snapshots"
-        self._disk = trio.CapacityLimiter(2)
+        self._files = SnapshotFiles(self._folder, trio.CapacityLimiter(2))
         self._turns = trio.CapacityLimiter(self._config.max_builds)
         self._capture_turns = trio.CapacityLimiter(self._config.max_builds)
         self._builds: dict[str, _Build] = {}
@@ -261,7 +259,7 @@ class SnapshotLibrary:
             if build is not None:
                 build.scope.cancel()
                 await build.done.wait()
-            await self._discard(row.id)
+            await self._files.discard(row.id)
 
     async def export(self, snapshot_id: str, target: Path, *, tag: str) -> Exported:
         """Write a snapshot, with what it lies on, as an OCI image; see :func:`sandboxrt.snapshots.export.export_image`.
@@ -278,7 +276,7 @@ class SnapshotLibrary:
             tag=tag,
             name=row.name,
             created_at=row.created_at,
-            limiter=self._disk,
+            limiter=self._files.limiter,
         )
 
     # -- what hosts ask for ------------------------------------------------------------------------------------------
@@ -291,7 +289,7 @@ class SnapshotLibrary:
             EngineUnavailableError: This machine's layout does not allow it.
         """
         async with self._making_host:
-            current = await run_blocking(self._disk, fingerprint)
+            current = await self._files.blocking(fingerprint)
             known = [r for r, _ in self._ready.values() if r.kind == "host" and r.fingerprint == current]
             for row in known:
                 with contextlib.suppress(ResourceNotFoundError):
@@ -330,7 +328,7 @@ class SnapshotLibrary:
             ResourceInUseError: It is the built-in one of before a change of packages.
         """
         row, content = await self._known(snapshot_id)
-        if row.kind == "host" and row.fingerprint != await run_blocking(self._disk, fingerprint):
+        if row.kind == "host" and row.fingerprint != await self._files.blocking(fingerprint):
             raise _changed_packages(await self._store.users_of_snapshot(row.id))
         return attrs.evolve(content, layers=await self._all_layers(row, content))
 
@@ -393,29 +391,25 @@ class SnapshotLibrary:
         with trio.CancelScope(shield=True):
             self._ready = {key: found for key, found in self._ready.items() if found[0].base_id != old.id}
             self._ready.pop(old.id, None)
-            await self._discard(old.id)
+            await self._files.discard(old.id)
 
     async def _make_host(self, current: str) -> SnapshotRow:
         row = await self._store.add_snapshot(
             name=HOST_NAME, kind="host", fs_capacity_bytes=DEFAULT_LIMITS.disk_bytes or 0, fingerprint=current
         )
-        draft, final = self._draft(row.id), self._folder / row.id
-
-        def make() -> SnapshotContent:
-            draft.mkdir(mode=0o700, parents=True)
-            return build_host(draft, final)
-
+        final = self._files.final(row.id)
         try:
-            content = await self._writing(make)
+            draft = await self._files.new_draft(row.id)
+            content = await self._files.blocking(lambda: build_host(draft, final))
             await give_to_sandboxes(draft / "root", OWNERS)
             await give_to_sandboxes(draft / "usr")
-            await self._writing(lambda: draft.rename(final))
+            await self._files.blocking(lambda: draft.rename(final))
             return await self._store.finish_snapshot(row.id, content=content.to_json(self._folder))
         except BaseException:
             with trio.CancelScope(shield=True):
                 with contextlib.suppress(ResourceNotFoundError):
                     await self._store.remove_snapshot(row.id)
-                await self._discard(row.id)
+                await self._files.discard(row.id)
             raise
 
     # -- builds ------------------------------------------------------------------------------------------------------
@@ -431,7 +425,7 @@ class SnapshotLibrary:
             with trio.CancelScope(shield=True):
                 if failure is not None or build.scope.cancelled_caught or build.progress.phase != Phase.DONE:
                     try:
-                        await self._discard(row.id)
+                        await self._files.discard(row.id)
                     except SandboxClientError as error:
                         failure = ResourceCreationError(
                             f"{failure or 'Given up'}; {error}", "snapshot", "SnapshotBuild"
@@ -463,16 +457,15 @@ class SnapshotLibrary:
     async def _make_capture(
         self, row: SnapshotRow, build: _Build, source: CaptureSource, base: SnapshotRow, asked_bytes: int | None
     ) -> None:
-        draft, final = self._draft(row.id), self._folder / row.id
         # What is captured is saved even where packages changed, and its sandbox could not be started again.
         _, content = await self._known(base.id)
         below = attrs.evolve(content, layers=await self._all_layers(base, content, renew=False))
-        await self._writing(lambda: draft.mkdir(mode=0o700, parents=True))
+        draft, final = await self._files.new_draft(row.id), self._files.final(row.id)
         tools = self._folder.parent / "tools"
-        made = await CaptureBuilder(self._config, tools, draft, build.report, self._disk).build(source, below)
+        made = await CaptureBuilder(self._config, tools, draft, build.report, self._files.limiter).build(source, below)
         used_bytes = made.used_bytes + (0 if made.stands_alone else base.fs_used_bytes or 0)
         _check_capacity(asked_bytes, used_bytes)
-        await self._writing(lambda: draft.rename(final))
+        await self._files.blocking(lambda: draft.rename(final))
         layers = tuple(attrs.evolve(layer, path=final / layer.path) for layer in made.layers)
         await self._finish(
             row,
@@ -499,11 +492,10 @@ class SnapshotLibrary:
             raise ResourceCreationError("The snapshot was deleted while it was made", "snapshot") from error
 
     async def _make_image(self, row: SnapshotRow, build: _Build, request: CreateSnapshot) -> None:
-        draft, final = self._draft(row.id), self._folder / row.id
-        await self._writing(lambda: draft.mkdir(mode=0o700, parents=True))
-        image = await ImageBuilder(self._config, draft, build.report, self._disk).build(request)
+        draft, final = await self._files.new_draft(row.id), self._files.final(row.id)
+        image = await ImageBuilder(self._config, draft, build.report, self._files.limiter).build(request)
         _check_capacity(request.fs_capacity_bytes, image.used_bytes)
-        await self._writing(lambda: image.settle(final))
+        await self._files.blocking(lambda: image.settle(final))
         content = SnapshotContent(image.layers(final), image.config)
         await self._finish(
             row, content=content.to_json(self._folder), fs_used_bytes=image.used_bytes, image_digest=image.digest
@@ -521,25 +513,6 @@ class SnapshotLibrary:
 
     # -- files -------------------------------------------------------------------------------------------------------
 
-    def _draft(self, snapshot_id: str) -> Path:
-        return self._folder / f".build-{snapshot_id}"
-
-    async def _writing(self, function: Callable[[], T]) -> T:
-        return await run_blocking(self._disk, function)
-
-    async def _discard(self, snapshot_id: str) -> None:
-        """Remove a snapshot's files, finished or not. Harmless where there are none."""
-
-        def rename() -> list[Path]:
-            final, trash = self._folder / snapshot_id, self._folder / f".trash-{snapshot_id}"
-            # Fails where it is gone, or where an earlier removal of it stopped half-way.
-            with contextlib.suppress(OSError):
-                final.rename(trash)
-            return [path for path in (final, trash, self._draft(snapshot_id)) if path.exists()]
-
-        for path in await run_blocking(self._disk, rename):
-            await remove_tree(path, self._disk)
-
     async def _clean(self) -> None:
         """Remove what builders left that died in the middle, folders without a record, and old failures."""
         forgotten = (datetime.now(UTC) - _FAILURE_KEPT).isoformat()
@@ -550,23 +523,17 @@ class SnapshotLibrary:
         for row in await self._store.snapshots_where(status="building"):
             async with self._store.claim_owner(row.owner_id) as claimed:
                 if claimed:
-                    await self._discard(row.id)
+                    await self._files.discard(row.id)
                     with contextlib.suppress(ResourceNotFoundError):
                         await self._store.fail_snapshot(row.id, "The process that built it ended", "SnapshotBuild")
                     if not await self._store.sandboxes_of(row.owner_id):
                         await self._store.forget_owner(row.owner_id)
-
-        def found() -> list[str]:
-            if not self._folder.is_dir():
-                return []
-            return [match[2] for path in self._folder.iterdir() if (match := _FOLDER_NAME.fullmatch(path.name))]
-
         # Folders before rows: a builder records its row before it makes its folder.
-        folders = await run_blocking(self._disk, found)
+        folders = await self._files.found()
         rows = {row.id: row.status for row in await self._store.snapshots_where()}
         for snapshot_id in folders:
             if rows.get(snapshot_id, "gone") in ("gone", "failed"):
-                await self._discard(snapshot_id)
+                await self._files.discard(snapshot_id)
 
 
 def _check(name: str, fs_capacity_bytes: int | None) -> None:

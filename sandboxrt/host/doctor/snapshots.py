@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
@@ -11,12 +10,13 @@ import attrs
 
 from sandboxrt.host.doctor.findings import Finding, Kind
 from sandboxrt.snapshots.content import SnapshotContent
+from sandboxrt.snapshots.files import FolderName
 from sandboxrt.store import SnapshotRow
 from sandboxrt.store.examine import Recorded
 
 __all__ = ["SnapshotEvidence", "has_any_folder", "snapshot_findings", "snapshot_folders", "unreferenced_layers"]
 
-_FOLDER_NAME: Final = re.compile(r"(\.build-|\.trash-|)([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})")
+_WHAT: Final = {".build-": "half of a snapshot", ".trash-": "what is left of a removed one", "": "a snapshot"}
 
 
 @attrs.frozen
@@ -55,19 +55,21 @@ def _folder_findings(evidence: SnapshotEvidence) -> Iterator[Finding]:
     rows = {row.id: row for row in evidence.recorded.snapshots}
     unreadable = {row.row for row in evidence.recorded.unreadable if row.table == "snapshots"}
     for name in evidence.names:
-        path, match = evidence.folder / name, _FOLDER_NAME.fullmatch(name)
-        if not path.exists() or (match is not None and match[2] in unreadable):
+        path, parts = evidence.folder / name, FolderName.parse(name)
+        if not path.exists() or (parts is not None and parts.snapshot_id in unreadable):
             continue
-        if match is None:
+        if parts is None:
             what = "nothing of a snapshot's has such a name"
             yield Finding(Kind.STRAY_SNAPSHOT_FOLDER, what, str(path), advice="look what it is, and move it away")
             continue
-        row = rows.get(match[2])
-        kind = {".build-": "half of a snapshot", ".trash-": "what is left of a removed one", "": "a snapshot"}[match[1]]
+        row = rows.get(parts.snapshot_id)
+        kind = {".build-": "half of a snapshot", ".trash-": "what is left of a removed one", "": "a snapshot"}[
+            parts.prefix
+        ]
         if row is None or row.status == "failed":
             why = "no snapshot is recorded for it" if row is None else "its build failed"
             yield Finding(Kind.STRAY_SNAPSHOT_FOLDER, f"{kind}: {why}", str(path), repair="remove it")
-        elif row.status == "ready" and match[1]:
+        elif row.status == "ready" and parts.prefix:
             what = f"{kind}, although the snapshot is ready"
             if (evidence.folder / row.id).is_dir():
                 yield Finding(Kind.STRAY_SNAPSHOT_FOLDER, what, str(path), repair="remove it")
@@ -99,7 +101,7 @@ def _layer_findings(folder: Path, row: SnapshotRow, *, is_used: bool) -> Iterato
 
 def has_any_folder(folder: Path, snapshot_id: str) -> bool:
     """Whether anything is there of a snapshot, under whatever name."""
-    return any((folder / f"{prefix}{snapshot_id}").exists() for prefix in ("", ".build-", ".trash-"))
+    return any((folder / name).exists() for name in FolderName.all_of(snapshot_id))
 
 
 def unreferenced_layers(folder: Path, row: SnapshotRow, content: SnapshotContent) -> Iterator[Path]:
