@@ -133,6 +133,8 @@ class _Wire:
     """A visitor's bytes, with the bounds that a server's connections have."""
 
     stream: trio.SocketStream
+    sending: trio.Lock = attrs.field(factory=trio.Lock)
+    """Two tasks of an exchange send: one takes the request in and invites its body, the other brings out the answer."""
 
     async def receive(self) -> bytes:
         """The next ones; none when it is gone."""
@@ -145,6 +147,7 @@ class _Wire:
         """Send some. Raises ``GoneError``."""
         try:
             with trio.fail_after(_STALL_S):
-                await self.stream.send_all(data)
+                async with self.sending:
+                    await self.stream.send_all(data)
         except (*_BROKEN, trio.TooSlowError):
             raise GoneError from None

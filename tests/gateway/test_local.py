@@ -19,7 +19,7 @@ from sandboxrt.gateway.front import Front
 from sandboxrt.gateway.gateway import Gateway, GatewaySettings
 from sandboxrt.gateway.headers import View
 from sandboxrt.gateway.links import FixedKeys, Links
-from sandboxrt.gateway.local import LocalServices
+from sandboxrt.gateway.local import LocalServices, _Wire
 from sandboxrt.gateway.refusals import RefusalError
 from sandboxrt.host.connections import ConnectionSettings, PortRules
 from sandboxrt.host.host import Host
@@ -297,3 +297,20 @@ def test_any_answer_is_passed_on_or_refused(answer: list[bytes], method: str) ->
         assert back.got.startswith(f"{method} / HTTP/1.1\r\n".encode())
 
     trio.run(run)
+
+
+async def test_both_tasks_of_an_exchange_may_send() -> None:
+    (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    host, port = listener.socket.getsockname()[:2]
+    answer, invitation = bytes(16 * 1024**2), b"HTTP/1.1 100 Continue\r\n\r\n"
+    got = bytearray()
+    async with listener, await trio.open_tcp_stream(host, port) as client, await listener.accept() as stream:
+        wire = _Wire(stream)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(wire.send, answer)  # more than the kernel takes
+            await trio.testing.wait_all_tasks_blocked()
+            nursery.start_soon(wire.send, invitation)
+            with trio.fail_after(20):
+                while len(got) < len(answer + invitation):
+                    got += await client.receive_some(1024**2)
+    assert got == answer + invitation

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import array
 import contextlib
+import errno
 import os
 import socket
 import struct
@@ -21,6 +22,7 @@ _UCRED = struct.Struct("=iII")
 _INT_BYTES = array.array("i").itemsize
 # The length, not the space: its padding would have room for one descriptor more.
 _ANCILLARY_BYTES = socket.CMSG_SPACE(_UCRED.size) + socket.CMSG_LEN(_INT_BYTES)
+_FLIGHT_PAUSE_S = 0.01
 _RECEIVE_FLAGS = socket.MSG_CMSG_CLOEXEC | socket.MSG_DONTWAIT
 
 _open: weakref.WeakSet[socket.socket] = weakref.WeakSet()
@@ -79,6 +81,7 @@ class RecordSocket:
 
     _sock: socket.socket
     with_credentials: bool = False
+    _sending: trio.Lock = attrs.field(factory=trio.Lock, init=False)
 
     def __attrs_post_init__(self) -> None:
         _open.add(self._sock)
@@ -87,21 +90,39 @@ class RecordSocket:
             self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
 
     async def send(self, data: bytes, fds: tuple[int, ...] = ()) -> None:
-        """Send one record with descriptors. Cancelled means: not sent.
+        """Send one record with descriptors, in turn where several tasks do. Cancelled means: not sent.
 
         Raises:
             OSError: ``EPIPE`` when the other end is gone.
             trio.ClosedResourceError: This end was closed.
         """
+        if not self._sending.locked() and not self._send_nowait(data, fds):
+            return
+        # All jobs of a container share its control socket, and only one task can wait for a descriptor.
+        async with self._sending:
+            while lacking := self._send_nowait(data, fds):
+                if lacking == errno.EAGAIN:
+                    await trio.lowlevel.wait_writable(self._sock)
+                else:
+                    # No event tells when there is room again.
+                    await trio.sleep(_FLIGHT_PAUSE_S)
+
+    def _send_nowait(self, data: bytes, fds: tuple[int, ...]) -> int:
+        """Send it if there is room: 0, or what there was none in.
+
+        That is the socket (``EAGAIN``), or what an ordinary user may have under way of descriptors in all sockets
+        together (``ETOOMANYREFS``).
+        """
+        if self._sock.fileno() < 0:
+            raise trio.ClosedResourceError("the socket into the container was closed")
         ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
-        while True:
-            if self._sock.fileno() < 0:
-                raise trio.ClosedResourceError("the socket into the container was closed")
-            try:
-                self._sock.sendmsg([data], ancillary, socket.MSG_NOSIGNAL | socket.MSG_DONTWAIT)
-                return
-            except BlockingIOError:
-                await trio.lowlevel.wait_writable(self._sock)
+        try:
+            self._sock.sendmsg([data], ancillary, socket.MSG_NOSIGNAL | socket.MSG_DONTWAIT)
+        except OSError as error:
+            if error.errno in (errno.EAGAIN, errno.ETOOMANYREFS):
+                return error.errno
+            raise
+        return 0
 
     async def receive(self) -> Message | None:
         """The next record, or ``None`` at the end.
