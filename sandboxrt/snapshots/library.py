@@ -40,7 +40,7 @@ from sandboxrt.snapshots.disk import give_to_sandboxes
 from sandboxrt.snapshots.export import Exported, export_image
 from sandboxrt.snapshots.files import SnapshotFiles
 from sandboxrt.snapshots.host import HOST_NAME, OWNERS, build_host, fingerprint
-from sandboxrt.snapshots.oci_images import ImageBuilder, check_reference
+from sandboxrt.snapshots.oci_images import ImageBuilder, UnpackedImage, check_reference
 from sandboxrt.store import SnapshotRow, Store, canonical_id
 
 __all__ = ["SnapshotLibrary"]
@@ -68,6 +68,32 @@ class _Build:
             self.progress = progress
             self.changed.set()
             self.changed = trio.Event()
+
+
+@attrs.frozen
+class _Unpacked:
+    """The files of ready images, for a build that may have them, too."""
+
+    store: Store
+    files: SnapshotFiles
+    snapshot_id: str
+
+    async def of_digest(self, image_digest: str) -> UnpackedImage | None:
+        return await self._share(await self.store.share_files(self.snapshot_id, image_digest=image_digest))
+
+    async def of_layers(self, layers_key: str) -> UnpackedImage | None:
+        return await self._share(await self.store.share_files(self.snapshot_id, layers_key=layers_key))
+
+    async def _share(self, other: SnapshotRow | None) -> UnpackedImage | None:
+        if other is None:
+            return None
+        content = SnapshotContent.from_json(other.content or "", self.files.folder)
+        whole = await self.files.blocking(lambda: all(layer.path.is_dir() for layer in content.layers))
+        if not whole:
+            # Somebody removed them by hand; what is built now is whole.
+            await self.store.keep_own_files(self.snapshot_id)
+            return None
+        return UnpackedImage(content, other.fs_used_bytes or 0, other.layers_key)
 
 
 class SnapshotLibrary:
@@ -259,7 +285,7 @@ class SnapshotLibrary:
             if build is not None:
                 build.scope.cancel()
                 await build.done.wait()
-            await self._files.discard(row.id)
+            await self._discard(row)
 
     async def export(self, snapshot_id: str, target: Path, *, tag: str) -> Exported:
         """Write a snapshot, with what it lies on, as an OCI image; see :func:`sandboxrt.snapshots.export.export_image`.
@@ -391,7 +417,7 @@ class SnapshotLibrary:
         with trio.CancelScope(shield=True):
             self._ready = {key: found for key, found in self._ready.items() if found[0].base_id != old.id}
             self._ready.pop(old.id, None)
-            await self._files.discard(old.id)
+            await self._discard(old)
 
     async def _make_host(self, current: str) -> SnapshotRow:
         row = await self._store.add_snapshot(
@@ -409,7 +435,7 @@ class SnapshotLibrary:
             with trio.CancelScope(shield=True):
                 with contextlib.suppress(ResourceNotFoundError):
                     await self._store.remove_snapshot(row.id)
-                await self._files.discard(row.id)
+                await self._discard(row)
             raise
 
     # -- builds ------------------------------------------------------------------------------------------------------
@@ -425,7 +451,7 @@ class SnapshotLibrary:
             with trio.CancelScope(shield=True):
                 if failure is not None or build.scope.cancelled_caught or build.progress.phase != Phase.DONE:
                     try:
-                        await self._files.discard(row.id)
+                        await self._discard_build(row)
                     except SandboxClientError as error:
                         failure = ResourceCreationError(
                             f"{failure or 'Given up'}; {error}", "snapshot", "SnapshotBuild"
@@ -493,12 +519,16 @@ class SnapshotLibrary:
 
     async def _make_image(self, row: SnapshotRow, build: _Build, request: CreateSnapshot) -> None:
         draft, final = await self._files.new_draft(row.id), self._files.final(row.id)
-        image = await ImageBuilder(self._config, draft, build.report, self._files.limiter).build(request)
+        unpacked = _Unpacked(self._store, self._files, row.id)
+        image = await ImageBuilder(self._config, draft, unpacked, build.report, self._files.limiter).build(request)
         _check_capacity(request.fs_capacity_bytes, image.used_bytes)
-        await self._files.blocking(lambda: image.settle(final))
-        content = SnapshotContent(image.layers(final), image.config)
+        layers = await self._files.blocking(lambda: image.settle(final))
         await self._finish(
-            row, content=content.to_json(self._folder), fs_used_bytes=image.used_bytes, image_digest=image.digest
+            row,
+            content=SnapshotContent(layers, image.config).to_json(self._folder),
+            fs_used_bytes=image.used_bytes,
+            image_digest=image.digest,
+            layers_key=image.layers_key,
         )
         build.report(Progress(Phase.DONE, image.used_bytes, image.used_bytes))
 
@@ -523,17 +553,32 @@ class SnapshotLibrary:
         for row in await self._store.snapshots_where(status="building"):
             async with self._store.claim_owner(row.owner_id) as claimed:
                 if claimed:
-                    await self._files.discard(row.id)
+                    await self._discard_build(row)
                     with contextlib.suppress(ResourceNotFoundError):
                         await self._store.fail_snapshot(row.id, "The process that built it ended", "SnapshotBuild")
                     if not await self._store.sandboxes_of(row.owner_id):
                         await self._store.forget_owner(row.owner_id)
         # Folders before rows: a builder records its row before it makes its folder.
         folders = await self._files.found()
-        rows = {row.id: row.status for row in await self._store.snapshots_where()}
+        rows = await self._store.snapshots_where()
+        used = {row.files_id for row in rows if row.status != "failed"}
+        used |= {row.id for row in rows if row.status == "building"}
         for snapshot_id in folders:
-            if rows.get(snapshot_id, "gone") in ("gone", "failed"):
+            if snapshot_id not in used:
                 await self._files.discard(snapshot_id)
+
+    async def _discard(self, row: SnapshotRow) -> None:
+        """Remove the files of a snapshot that is no longer recorded, but those that others have, too."""
+        for files_id in await self._store.unused_files(dict.fromkeys((row.id, row.files_id))):
+            await self._files.discard(files_id)
+
+    async def _discard_build(self, row: SnapshotRow) -> None:
+        """Remove what there is of a build that ends without a result, while it is still recorded as one."""
+        files_ids = [row.id]
+        with contextlib.suppress(ResourceNotFoundError):
+            files_ids.append((await self._store.find_snapshot(row.id)).files_id)
+        for files_id in await self._store.unused_files(dict.fromkeys(files_ids), besides=row.id):
+            await self._files.discard(files_id)
 
 
 def _check(name: str, fs_capacity_bytes: int | None) -> None:

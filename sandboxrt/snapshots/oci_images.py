@@ -18,7 +18,7 @@ import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import attrs
 import trio
@@ -28,18 +28,21 @@ from sandboxrt.errors import ResourceCreationError, ValidationError
 from sandboxrt.protocol.image_names import DOCKER_HUB, PLAIN_REFERENCE, image_host, parse_registry_url
 from sandboxrt.protocol.rest import CreateSnapshot
 from sandboxrt.snapshots import tidy
-from sandboxrt.snapshots.content import ImageConfig, Phase, Progress, SnapshotConfig
+from sandboxrt.snapshots.content import ImageConfig, Phase, Progress, SnapshotConfig, SnapshotContent
 from sandboxrt.snapshots.disk import give_to_sandboxes, namespace_prefix, remove_tree, tidy_tree
 from sandboxrt.snapshots.tools import ToolResult, run_tool
 from sandboxrt.store import run_blocking
 
-__all__ = ["MACHINES", "Image", "ImageBuilder", "check_reference"]
+__all__ = ["MACHINES", "Image", "ImageBuilder", "UnpackedImage", "UnpackedImages", "check_reference"]
 
 _LOCAL: Final = ("oci:", "oci-archive:", "docker-archive:")
 _TICK_S: Final = 0.2
 _UNPACK_TRIES: Final = 4
 _CRASH: Final = "panic: "
 _MAX_JSON_BYTES: Final = 4 * 1024**2
+_ROOT: Final = "root"
+# What a registry refuses is final; a connection that broke is not. skopeo waits 1, 2 and 4 s between its tries.
+_RETRIES: Final = ("--retry-times", "3")
 MACHINES: Final = {
     "x86_64": "amd64",
     "aarch64": "arm64",
@@ -64,24 +67,61 @@ class _Source:
 
 
 @attrs.frozen
+class UnpackedImage:
+    """An image whose files some snapshot has already.
+
+    Attributes:
+        content: Its layers, where they are for good, and its configuration.
+        used_bytes: What they take on disk.
+        layers_key: See :attr:`Image.layers_key`.
+    """
+
+    content: SnapshotContent
+    used_bytes: int
+    layers_key: str | None
+
+
+class UnpackedImages(Protocol):
+    """Finds files that need not be fetched or unpacked again, and holds them for this build."""
+
+    async def of_digest(self, image_digest: str) -> UnpackedImage | None:
+        """The same image of the same tenant, by the digest that its registry gives it."""
+        ...
+
+    async def of_layers(self, layers_key: str) -> UnpackedImage | None:
+        """Any image with the same layers."""
+        ...
+
+
+@attrs.frozen
 class Image:
-    """An image that was fetched and unpacked in a build folder; :meth:`settle` moves it to where it will live."""
+    """An image whose files are in its build folder, or are another's; :meth:`settle` gives them their place for good.
+
+    Attributes:
+        config: How its programs want to run.
+        digest: Its own, as its registry says where it comes from one.
+        used_bytes: What its files take on disk.
+        layers_key: What its files follow from: the digests of what was fetched, and checked against them.
+        shared: The layers, where they are another's.
+    """
 
     config: ImageConfig
     digest: str
     used_bytes: int
+    layers_key: str | None
     _draft: Path
+    shared: tuple[Layer, ...] = ()
 
-    def settle(self, final: Path) -> None:
-        """Drop what only the build needed, and give the folder its final name. Blocking."""
+    def settle(self, final: Path) -> tuple[Layer, ...]:
+        """Drop what only the build needed, and give the folder its final name. Blocking. Returns the layers."""
+        if self.shared:
+            shutil.rmtree(self._draft, ignore_errors=True)
+            return self.shared
         (self._draft / "auth.json").unlink(missing_ok=True)
         for name in ("image", "tmp", "conf"):
             shutil.rmtree(self._draft / name, ignore_errors=True)
         self._draft.rename(final)
-
-    def layers(self, final: Path) -> tuple[Layer, ...]:
-        """Its one layer, once settled."""
-        return (Layer(final / "root", "/"),)
+        return (Layer(final / _ROOT, "/"),)
 
 
 def check_reference(request: CreateSnapshot) -> None:
@@ -127,6 +167,7 @@ class ImageBuilder:
     Args:
         config: Registries and bounds.
         draft: An empty private folder; after a failure its owner removes it.
+        unpacked: Files that need not be fetched or unpacked again.
         report: Gets the progress.
         limiter: For blocking work.
     """
@@ -135,18 +176,20 @@ class ImageBuilder:
         self,
         config: SnapshotConfig,
         draft: Path,
+        unpacked: UnpackedImages,
         report: Callable[[Progress], None],
         limiter: trio.CapacityLimiter,
     ) -> None:
         self._config = config
         self._draft = draft
+        self._unpacked = unpacked
         self._report = report
         self._limiter = limiter
         self._layout = draft / "image"
-        self._root = draft / "root"
+        self._root = draft / _ROOT
 
     async def build(self, request: CreateSnapshot) -> Image:
-        """Fetch, check and unpack.
+        """Fetch, check and unpack; less where the files are there already.
 
         Raises:
             ResourceCreationError: ``ImagePull`` when it could not be had, ``ImageUnpack`` when it is broken,
@@ -158,15 +201,26 @@ class ImageBuilder:
         source = _source(request)
         await self._blocking(lambda: self._prepare(request, source))
         digest, total = await self._look(request, source)
+        if digest is not None and (same := await self._unpacked.of_digest(digest)) is not None:
+            return self._shared(same, same.content.config, digest, same.layers_key)
         await self._pull(request, source, total)
-        layout_digest, config = await self._blocking(self._read_layout)
+        layout_digest, config, layers_key = await self._blocking(self._read_layout)
+        digest = digest or layout_digest
+        if (same := await self._unpacked.of_layers(layers_key)) is not None:
+            return self._shared(same, config, digest, layers_key)
         await self._unpack()
         self._report(Progress(Phase.CHECK))
         used = await tidy_tree(self._root, self._limiter)
         if used > self._config.max_unpacked_bytes:
             raise self._too_large(self._config.max_unpacked_bytes, "ImageUnpack")
         await give_to_sandboxes(self._root)
-        return Image(config, digest or layout_digest, used, self._draft)
+        if (same := await self._unpacked.of_layers(layers_key)) is not None:
+            # Another build of the same image was faster.
+            return self._shared(same, config, digest, layers_key)
+        return Image(config, digest, used, layers_key, self._draft)
+
+    def _shared(self, same: UnpackedImage, config: ImageConfig, digest: str, layers_key: str | None) -> Image:
+        return Image(config, digest, same.used_bytes, layers_key, self._draft, same.content.layers)
 
     async def _blocking(self, function: Callable[[], Any]) -> Any:
         return await run_blocking(self._limiter, function)
@@ -221,7 +275,7 @@ class ImageBuilder:
         if source.registry is None:
             return None, None
         self._report(Progress(Phase.PULL))
-        argv = self._skopeo("inspect", "--raw", *self._access(request, source, ""), source.reference)
+        argv = self._skopeo("inspect", *_RETRIES, "--raw", *self._access(request, source, ""), source.reference)
         result = await run_tool(argv, env=self._environment(), max_stdout_bytes=_MAX_JSON_BYTES)
         if result.exit_code != 0 or result.truncated:
             raise self._failed(result, "skopeo", "ImagePull", request, source)
@@ -235,6 +289,7 @@ class ImageBuilder:
         argv = self._skopeo(
             "copy",
             "--quiet",
+            *_RETRIES,
             *self._access(request, source, "src-"),
             source.reference,
             f"oci:{self._layout}:image",
@@ -345,14 +400,15 @@ class ImageBuilder:
             error_type = "DiskFull"
         return ResourceCreationError(reason, "snapshot", error_type)
 
-    def _read_layout(self) -> tuple[str, ImageConfig]:
-        """The digest and configuration of what was fetched; the platform must be this machine's."""
+    def _read_layout(self) -> tuple[str, ImageConfig, str]:
+        """Digest, configuration and layers' key of what was fetched; the platform must be this machine's."""
         try:
             index = _load(self._layout / "index.json")
             digest = str(index["manifests"][0]["digest"])
             manifest = _load(_blob(self._layout, digest))
             values = _load(_blob(self._layout, str(manifest["config"]["digest"])))
             config = _image_config(values.get("config") or {})
+            layers_key = _layers_key(manifest["layers"])
         except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
             raise ResourceCreationError(f"The image is broken: {error}", "snapshot", "ImagePull") from error
         mine = MACHINES.get(platform.machine(), platform.machine())
@@ -361,7 +417,17 @@ class ImageBuilder:
             raise ResourceCreationError(
                 f"The image is for {found[0]}/{found[1]}, but this machine is linux/{mine}", "snapshot", "ImagePull"
             )
-        return digest, config
+        return digest, config, layers_key
+
+
+def _layers_key(layers: Sequence[Mapping[str, Any]]) -> str:
+    """The same for two images only where the same bytes are unpacked in the same order.
+
+    By the digests of what was fetched, which are checked when it is, and not by those that an image's configuration
+    claims for it: whoever names another's layers must have them.
+    """
+    lines = "".join(f"{layer['mediaType']} {layer['digest']}\n" for layer in layers)
+    return f"sha256:{hashlib.sha256(lines.encode()).hexdigest()}"
 
 
 def _private_opener(path: str, flags: int) -> int:

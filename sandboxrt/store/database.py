@@ -166,6 +166,13 @@ _MIGRATIONS: Final[tuple[tuple[str, ...], ...]] = (
         )""",
         "ALTER TABLE snapshots ADD COLUMN registry_id TEXT",
     ),
+    # Images with the same layers share the files that the first of them unpacked.
+    (
+        "ALTER TABLE snapshots ADD COLUMN layers_key TEXT",
+        "ALTER TABLE snapshots ADD COLUMN files_of TEXT",
+        "CREATE INDEX snapshots_by_layers ON snapshots (layers_key)",
+        "CREATE INDEX snapshots_by_files ON snapshots (files_of)",
+    ),
 )
 """One tuple of statements a schema version. Append only: a state folder in the field has run those before."""
 

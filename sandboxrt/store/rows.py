@@ -146,6 +146,9 @@ class SnapshotRow:
         tags: The tags that mean it now.
         base_id: The snapshot on whose layers its own lie; ``None`` where it stands alone.
         registry_id: The named registry that its image comes from, if one was named; it may be gone.
+        layers_key: What its files follow from, the same for every image with the same layers; ``None`` where it is
+            not known, or is no image.
+        files_of: The snapshot that made the folder in which its files are; ``None`` = itself.
     """
 
     id: str
@@ -170,6 +173,13 @@ class SnapshotRow:
     tags: tuple[str, ...] = attrs.field(default=(), converter=_tags)
     base_id: str | None = None
     registry_id: str | None = None
+    layers_key: str | None = None
+    files_of: str | None = None
+
+    @property
+    def files_id(self) -> str:
+        """The name of the folder that has its files; snapshots with the same layers share one."""
+        return self.files_of or self.id
 
     @property
     def public(self) -> Snapshot:

@@ -6,7 +6,7 @@ import contextlib
 import json
 import sqlite3
 import uuid
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -479,6 +479,7 @@ class Store:
         content: str,
         fs_used_bytes: int | None = None,
         image_digest: str | None = None,
+        layers_key: str | None = None,
         stands_alone: bool = True,
     ) -> SnapshotRow:
         """Make a snapshot that is being built ``ready``; one that ``stands_alone`` has no base any more.
@@ -491,6 +492,7 @@ class Store:
             "content": content,
             "fs_used_bytes": fs_used_bytes,
             "image_digest": image_digest,
+            "layers_key": layers_key,
             **({"base_id": None} if stands_alone else {}),
         }
         return await self._end_building(snapshot_id, changes)
@@ -501,9 +503,8 @@ class Store:
         Raises:
             ResourceNotFoundError: It was deleted meanwhile.
         """
-        return await self._end_building(
-            snapshot_id, {"status": "failed", "status_message": message, "error_type": error_type, "base_id": None}
-        )
+        changes = {"status_message": message, "error_type": error_type, "base_id": None, "files_of": None}
+        return await self._end_building(snapshot_id, {"status": "failed", **changes})
 
     async def _end_building(self, snapshot_id: str, changes: Mapping[str, Any]) -> SnapshotRow:
         stamp = self._stamp()
@@ -522,6 +523,48 @@ class Store:
             return one_snapshot(db, snapshot_id)
 
         return await self.transact(end)
+
+    async def share_files(
+        self, snapshot_id: str, *, layers_key: str | None = None, image_digest: str | None = None
+    ) -> SnapshotRow | None:
+        """Let a snapshot that is being built have the files of a ready one, from now on and in one step.
+
+        Args:
+            snapshot_id: The one that is being built.
+            layers_key: Files that follow from the same layers, whosever they are.
+            image_digest: Files of the same image, of the same tenant: others would get what they never had in hands.
+
+        Returns:
+            The one that has those files already; ``None`` where there is none.
+        """
+
+        def share(db: sqlite3.Connection) -> SnapshotRow | None:
+            row = one_snapshot(db, snapshot_id)
+            found = db.execute(
+                f"SELECT {SNAPSHOT_COLUMNS} FROM snapshots WHERE status = 'ready' AND kind = 'image'"  # noqa: S608
+                " AND (layers_key = :layers OR (image_digest = :digest AND tenant = :tenant)) ORDER BY seq LIMIT 1",
+                {"layers": layers_key, "digest": image_digest, "tenant": row.tenant},
+            ).fetchone()
+            if found is None:
+                return None
+            other = SnapshotRow(**dict(found))
+            update_row(db, "snapshots", row.id, {"files_of": other.files_id})
+            return other
+
+        return await self.transact(share)
+
+    async def keep_own_files(self, snapshot_id: str) -> None:
+        """Undo :meth:`share_files`."""
+        await self.transact(lambda db: update_row(db, "snapshots", snapshot_id, {"files_of": None}))
+
+    async def unused_files(self, files_ids: Iterable[str], *, besides: str | None = None) -> tuple[str, ...]:
+        """Which of those folders no snapshot has, or none ``besides`` that one. None of them is ever shared again."""
+
+        def unused(db: sqlite3.Connection) -> tuple[str, ...]:
+            query = "SELECT 1 FROM snapshots WHERE coalesce(files_of, id) = ? AND status != 'failed' AND id IS NOT ?"
+            return tuple(each for each in files_ids if db.execute(query, (each, besides)).fetchone() is None)
+
+        return await self.transact(unused, write=False)
 
     async def find_snapshot(self, reference: str, tenant: str | None = None, *, newest: bool = False) -> SnapshotRow:
         """The snapshot that an id, ``name:tag`` or bare name means; see :func:`sandboxrt.store.rows.find_snapshot`.

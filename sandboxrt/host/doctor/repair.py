@@ -178,7 +178,7 @@ class _Mender:
                 unused = await run_blocking(limiter, lambda: list(unreferenced_layers(folder, row, content)))  # noqa: B023
                 for path in unused:
                     await self._try(str(path), remove_tree, path, limiter)
-                lost = await run_blocking(limiter, lambda: not has_any_folder(folder, row.id))  # noqa: B023
+                lost = await run_blocking(limiter, lambda: not has_any_folder(folder, row.files_id))  # noqa: B023
                 if lost and any(layer.path.is_relative_to(folder) for layer in content.layers):
                     await self._try(row.name, self._fail_lost, row.id)
 

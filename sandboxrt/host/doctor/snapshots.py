@@ -18,6 +18,11 @@ __all__ = ["SnapshotEvidence", "has_any_folder", "snapshot_findings", "snapshot_
 
 _WHAT: Final = {".build-": "half of a snapshot", ".trash-": "what is left of a removed one", "": "a snapshot"}
 
+_WHY_STRAY: Final = {
+    "failed": "its build failed",
+    "ready": "its files are in a folder that it shares",
+}
+
 
 @attrs.frozen
 class SnapshotEvidence:
@@ -53,6 +58,7 @@ def snapshot_findings(evidence: SnapshotEvidence) -> Iterator[Finding]:
 
 def _folder_findings(evidence: SnapshotEvidence) -> Iterator[Finding]:
     rows = {row.id: row for row in evidence.recorded.snapshots}
+    used = {row.files_id for row in rows.values() if row.status != "failed"}
     unreadable = {row.row for row in evidence.recorded.unreadable if row.table == "snapshots"}
     for name in evidence.names:
         path, parts = evidence.folder / name, FolderName.parse(name)
@@ -63,15 +69,15 @@ def _folder_findings(evidence: SnapshotEvidence) -> Iterator[Finding]:
             yield Finding(Kind.STRAY_SNAPSHOT_FOLDER, what, str(path), advice="look what it is, and move it away")
             continue
         row = rows.get(parts.snapshot_id)
-        kind = {".build-": "half of a snapshot", ".trash-": "what is left of a removed one", "": "a snapshot"}[
-            parts.prefix
-        ]
-        if row is None or row.status == "failed":
-            why = "no snapshot is recorded for it" if row is None else "its build failed"
+        kind = _WHAT[parts.prefix]
+        if parts.snapshot_id in used and not parts.prefix:
+            continue
+        if row is None or row.status == "failed" or (row.status == "ready" and not parts.prefix):
+            why = "no snapshot is recorded for it" if row is None else _WHY_STRAY[row.status]
             yield Finding(Kind.STRAY_SNAPSHOT_FOLDER, f"{kind}: {why}", str(path), repair="remove it")
         elif row.status == "ready" and parts.prefix:
             what = f"{kind}, although the snapshot is ready"
-            if (evidence.folder / row.id).is_dir():
+            if (evidence.folder / row.files_id).is_dir():
                 yield Finding(Kind.STRAY_SNAPSHOT_FOLDER, what, str(path), repair="remove it")
             else:
                 advice = f"see whether it is whole; then rename it to {row.id}"
@@ -88,7 +94,7 @@ def _layer_findings(folder: Path, row: SnapshotRow, *, is_used: bool) -> Iterato
     missing = [str(layer.path) for layer in content.layers if not layer.path.is_dir()]
     if missing:
         what = f"layers are missing: {', '.join(missing)}"
-        if is_used or has_any_folder(folder, row.id):
+        if is_used or has_any_folder(folder, row.files_id):
             advice = "put them back from a backup, or delete it and what was made from it"
             yield Finding(Kind.SNAPSHOT_FILES_MISSING, what, _named(row), advice=advice)
         else:
@@ -108,7 +114,7 @@ def unreferenced_layers(folder: Path, row: SnapshotRow, content: SnapshotContent
     """The folders of a ready snapshot that none of its layers is, or is in. A ready snapshot gets no new layers."""
     layers = {layer.path for layer in content.layers}
     above = {parent for layer in layers for parent in layer.parents}
-    waiting = [folder / row.id]
+    waiting = [folder / row.files_id]
     while waiting:
         inside = waiting.pop()
         for path in sorted(inside.iterdir()) if inside.is_dir() and not inside.is_symlink() else ():
