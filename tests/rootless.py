@@ -15,6 +15,7 @@ USER_ID = 61234
 # seen by nothing but this test's processes.
 ENTER = """
 set -e
+[ -z "$GROUP" ] || echo $$ > "$GROUP/cgroup.procs"
 for name in passwd subuid subgid; do mount --bind "$0/$name" /etc/$name; done
 while [ "$1" != -- ]; do mount --bind "$1" "$2"; shift 2; done
 user=$2 python=$3 program=$4
@@ -42,7 +43,7 @@ def _packages(folder: Path) -> dict[str, Path]:
 
 
 def as_user(
-    folder: Path, subordinate: str, program: str, *arguments: str, timeout_s: float = 100
+    folder: Path, subordinate: str, program: str, *arguments: str, timeout_s: float = 100, group: Path | None = None
 ) -> subprocess.CompletedProcess[str]:
     """Run a Python program as the user ``stranger``.
 
@@ -52,6 +53,7 @@ def as_user(
         program: Its text.
         arguments: Its arguments.
         timeout_s: How long it may take.
+        group: The control group that it is started in.
     """
     tables = folder / "tables"
     tables.mkdir()
@@ -71,6 +73,7 @@ def as_user(
         "LANG": "C.UTF-8",
         "PYTHONPATH": os.pathsep.join(places),
         "PYTHONDONTWRITEBYTECODE": "1",
+        "GROUP": str(group or ""),
     }
     binds = [str(path) for place, source in places.items() for path in (source, place)]
     user = ["--", str(USER_ID), _readable_python(), program, *arguments]

@@ -1,7 +1,14 @@
 """The control groups of one sandbox: made, read, frozen, killed and removed in every hierarchy of the host.
 
-The OCI runtime makes the groups with the limits and puts the first process into them. What is here prepares the ground
-for it, and does with the groups what the runtime's command line would be too slow for.
+As root, the OCI runtime puts limits on the sandbox's groups and the first process into them; the groups of commands are
+made below. What is here prepares the ground for it, and does with the groups what the runtime's command line would be
+too slow for.
+
+An ordinary user's groups are *nested* (:attr:`~sandboxrt.engine.hierarchy.Hierarchy.nested`). A runtime gives the group
+that it is told of to the container's root, who is another user outside: nobody on this side could then make a command's
+group in it, nor move anything there. So it is told of none. The limits are on a folder that stays the user's; the
+launcher joins ``init`` in it before it becomes the runtime, and the groups of commands are beside that. (Root keeps the
+first form: it is the runtime that guards devices, in the group that it is told of and all below.)
 """
 
 from __future__ import annotations
@@ -18,8 +25,10 @@ from typing import TypeVar
 import attrs
 import trio
 
+from sandboxrt.engine.bundle import CPU_PERIOD_US, cpu_quota_us
 from sandboxrt.engine.cgroup_events import CgroupEvents, read_flags, wait_for
 from sandboxrt.engine.hierarchy import FREEZER, LIMITING, Hierarchy
+from sandboxrt.models import Limits
 from sandboxrt.threads import run_blocking
 
 __all__ = ["CgroupCommandGroup", "SandboxCgroups", "Usage"]
@@ -34,6 +43,7 @@ _FREEZE_TIMEOUT_S = 5.0
 _REMOVE_TIMEOUT_S = 5.0
 _KILL_ROUNDS = 200
 _MKDIR_TRIES = 50
+_FIRST_PROCESS = "init"
 _GONE = (errno.ENOENT, errno.ENODEV, errno.ESRCH)
 
 
@@ -290,9 +300,9 @@ class SandboxCgroups:
     _seen_oom_kills: int = 0
 
     @property
-    def cgroups_path(self) -> str:
-        """The value of ``cgroupsPath`` in the runtime's configuration."""
-        return self.hierarchy.cgroups_path(self.id)
+    def runtime_path(self) -> str | None:
+        """The value of ``cgroupsPath`` in the runtime's configuration; ``None`` where the runtime is told of no group."""
+        return None if self.hierarchy.nested else self.hierarchy.cgroups_path(self.id)
 
     @property
     def folders(self) -> tuple[Path, ...]:
@@ -309,12 +319,56 @@ class SandboxCgroups:
     def join_paths(self) -> tuple[Path, ...]:
         """Files into which the launcher must write ``0`` before the runtime, because the runtime will not.
 
-        That is the v2 tree of a hybrid host, which crun is not shown.
+        That is the v2 tree of a hybrid host, which crun is not shown, and every tree where groups are nested.
         """
+        if self.hierarchy.nested:
+            return tuple(folder / _FIRST_PROCESS / "cgroup.procs" for folder in self.folders)
         unified = self.hierarchy.unified
         if unified is None or not self.hierarchy.v1:
             return ()
         return (self.hierarchy.folder(unified, self.id) / "cgroup.procs",)
+
+    def limit_files(self, limits: Limits, *, swap: bool) -> Iterator[tuple[Path, str]]:
+        """The files of its groups that enforce limits and what to write into them, for those that this host can enforce.
+
+        Args:
+            limits: Fields that are ``None`` are not enforced.
+            swap: Whether to limit swap along with memory.
+        """
+        v1 = self.hierarchy.v1
+        texts: list[tuple[str, str, str]] = []
+        if limits.mem_bytes is not None:
+            memory = str(limits.mem_bytes)
+            texts.append(("memory", "memory.limit_in_bytes" if "memory" in v1 else "memory.max", memory))
+            if swap:
+                name, text = ("memsw.limit_in_bytes", memory) if "memory" in v1 else ("swap.max", "0")
+                texts.append(("memory", f"memory.{name}", text))
+        if limits.pids is not None:
+            texts.append(("pids", "pids.max", str(limits.pids)))
+        if limits.vcpus is not None:
+            quota = str(cpu_quota_us(limits.vcpus))
+            if "cpu" in v1:
+                texts.append(("cpu", "cpu.cfs_period_us", str(CPU_PERIOD_US)))
+                texts.append(("cpu", "cpu.cfs_quota_us", quota))
+            else:
+                texts.append(("cpu", "cpu.max", f"{quota} {CPU_PERIOD_US}"))
+        for controller, name, text in texts:
+            folder = self.hierarchy.limiting_folder(controller, self.id)
+            if folder is not None:
+                yield folder / name, text
+
+    async def limit(self, limits: Limits, *, swap: bool) -> None:
+        """Enforce limits where groups are nested; elsewhere the runtime does. See :meth:`limit_files`.
+
+        To be called when the first process waits for orders: what the runtime itself takes, be it more than the
+        sandbox may have, is not counted then.
+
+        Raises:
+            OSError: The kernel refused.
+        """
+        if self.hierarchy.nested:
+            files = list(self.limit_files(limits, swap=swap))
+            await _in_thread(lambda: [_write(path, text) for path, text in files])
 
     async def prepare(self) -> None:
         """Make the sandbox's folder in every tree, with the controllers on, so that the runtime finds it.
@@ -330,6 +384,8 @@ class SandboxCgroups:
         for mount in self.hierarchy.mounts:
             folder = self.hierarchy.folder(mount, self.id)
             _make(folder)
+            if self.hierarchy.nested:
+                _make(folder / _FIRST_PROCESS)
             if mount == self.hierarchy.unified and self.hierarchy.controllers - self.hierarchy.v1.keys():
                 self._enable(folder.parent)
         cpuset = self.hierarchy.v1.get("cpuset")

@@ -50,6 +50,8 @@ class Hierarchy:
         parent: The folder of all sandboxes inside every tree, as a runtime's ``cgroupsPath`` names it.
         controllers: Those of :data:`LIMITING` that sandboxes can be limited with.
         delegated: Whether the v2 tree is a part of the host's that was given to this user.
+        nested: Whether a sandbox's first process has a group of its own inside the sandbox's, see
+            :mod:`sandboxrt.engine.cgroups`.
         reason: Why nothing, or not everything, can be used; empty when all is well.
     """
 
@@ -59,6 +61,7 @@ class Hierarchy:
     parent: str = f"/{_FOLDER}"
     controllers: frozenset[str] = frozenset()
     delegated: bool = False
+    nested: bool = False
     reason: str = ""
 
     @property

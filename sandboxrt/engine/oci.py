@@ -380,6 +380,7 @@ class OciEngine:
             remains.init = _init_descriptor(plan.pid_file)
             if done.code or remains.init is None:
                 raise _start_error(plan, done)
+            await _limit(plan)
         except BaseException:
             ours.close()
             raise
@@ -456,6 +457,15 @@ async def _launch(tools: _Tools, plan: LaunchPlan, control: int, remains: _Remai
     loop = _LOOP.search(done.output)
     remains.loop = int(loop[1]) if loop else None
     return done
+
+
+async def _limit(plan: LaunchPlan) -> None:
+    """Put limits on the groups that the runtime was not told of, before anything but the first process runs."""
+    if plan.cgroups is not None:
+        try:
+            await plan.cgroups.limit(plan.spec.limits, swap=plan.facts.swap_limit)
+        except OSError as error:
+            raise ResourceCreationError(f"the sandbox could not be put under its limits: {error}", "sandbox") from error
 
 
 async def _launch_in_userns(launcher: Path, words: list[str], fds: Mapping[int, int], timeout_s: float) -> Finished:

@@ -114,8 +114,10 @@ async def _probe(runtime: str, state_dir: Path) -> HostProbe:
     except EngineUnavailableError as error:
         facts = _nothing_works(found, str(error))
     else:
+        is_root = _is_root()
+        hierarchy = attrs.evolve(await _in_thread(this_host), nested=not is_root)
         async with _scratch_folder(state_dir) as folder:
-            facts = await _Prober(found, launcher, folder).facts()
+            facts = await _Prober(found, launcher, folder, is_root, hierarchy).facts()
     return HostProbe(isolation_report(facts), facts)
 
 
@@ -199,8 +201,8 @@ class _Prober:
     runtime: RuntimeFacts
     launcher: Path
     folder: Path
-    hierarchy: Hierarchy = attrs.field(factory=this_host)
-    is_root: bool = attrs.field(factory=_is_root)
+    is_root: bool
+    hierarchy: Hierarchy
 
     async def facts(self) -> HostFacts:
         userns_fd, userns = await self._userns()
@@ -308,7 +310,7 @@ class _Prober:
         if not userns.ok:
             return userns, userns, False
         hybrid = self.hierarchy.kind is CgroupKind.HYBRID
-        limited = bool(self.hierarchy.controllers)
+        limited = self.hierarchy.usable
         attempts = [(hide, groups) for groups in (True, False) for hide in (False, True)]
         words: list[str] = []
         for hide, groups in attempts:
@@ -325,15 +327,18 @@ class _Prober:
     async def _container(self, *, hide: bool, groups: bool) -> Trial:
         name = secrets.token_hex(16)
         cgroups = SandboxCgroups(self.hierarchy, name)
-        config = json.dumps(bundle_config(self._plan(cgroups.cgroups_path if groups else None)))
+        told = cgroups.runtime_path if groups else None
+        config = json.dumps(bundle_config(self._plan(told)))
         assert self.runtime.path is not None
-        flags = [*self.runtime.flags(with_cgroups=groups), "--root", f"{self.stage}/run"]
+        flags = [*self.runtime.flags(with_cgroups=told is not None), "--root", f"{self.stage}/run"]
         start = ["exec", self.runtime.path, *flags, "run", "--bundle", f"{self.stage}/bundle", name]
         program = os.open(self.launcher, os.O_RDONLY | os.O_CLOEXEC)
         try:
             if groups:
                 await cgroups.prepare()
+                await cgroups.limit(self._limits, swap=False)
             stage = _stage_words(self.stage, self.container_root, config, program)
+            stage += [word for path in cgroups.join_paths for word in ("put", str(path), "0")] if groups else []
             path = _unified_mount()
             if self.is_root:
                 done = await self._launch(["ns", *(["hide", path] if hide else []), *stage, *start], program)
@@ -361,8 +366,17 @@ class _Prober:
         """The id of the container's root, outside of it."""
         return uid_base(UID_BLOCK_COUNT - 1) if self.is_root else FIRST_SUBORDINATE_ID
 
+    @property
+    def _limits(self) -> Limits:
+        """Enough for gVisor, whose own kernel is under the limits as well."""
+        controllers = self.hierarchy.controllers
+        return Limits(
+            mem_bytes=512 * 1024**2 if "memory" in controllers else None,
+            pids=256 if "pids" in controllers else None,
+            vcpus=1.0 if "cpu" in controllers else None,
+        )
+
     def _plan(self, cgroup_path: str | None) -> BundlePlan:
-        controllers = self.hierarchy.controllers if cgroup_path is not None else frozenset()
         return BundlePlan(
             hostname="probe",
             rootfs=f"{self.stage}/rootfs",
@@ -371,12 +385,7 @@ class _Prober:
             init_argv=(INIT_PATH,),
             id_map=(self.container_root, _SANDBOX_IDS),
             cgroup_path=cgroup_path,
-            # Enough for gVisor, whose own kernel is under the limits as well.
-            limits=Limits(
-                mem_bytes=512 * 1024**2 if "memory" in controllers else None,
-                pids=256 if "pids" in controllers else None,
-                vcpus=1.0 if "cpu" in controllers else None,
-            ),
+            limits=self._limits if cgroup_path is not None else Limits(),
             swap_limit=False,
             max_open_files=min(1024, resource.getrlimit(resource.RLIMIT_NOFILE)[1]),
         )

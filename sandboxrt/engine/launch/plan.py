@@ -18,7 +18,7 @@ from pathlib import Path
 import attrs
 
 from sandboxrt.engine.base import ContainerSpec, Layer, upper_name
-from sandboxrt.engine.bundle import BLOCK_SIZE, CPU_PERIOD_US, INIT_PATH, BundlePlan, bundle_config, cpu_quota_us
+from sandboxrt.engine.bundle import BLOCK_SIZE, INIT_PATH, BundlePlan, bundle_config
 from sandboxrt.engine.cgroups import SandboxCgroups
 from sandboxrt.engine.findings import HostFacts
 from sandboxrt.engine.runtime_exec.strategy import ExecStrategy
@@ -184,7 +184,8 @@ class LaunchPlan:
         return options
 
     def _bundle(self) -> dict[str, object]:
-        controllers = self.facts.hierarchy.controllers if self.cgroups is not None else frozenset()
+        path = self._runtime_path
+        controllers = self.facts.hierarchy.controllers if path is not None else frozenset()
         limits = self.spec.limits
         return bundle_config(
             BundlePlan(
@@ -196,7 +197,7 @@ class LaunchPlan:
                 id_map=(self.owner, BLOCK_SIZE),
                 # runsc is a Go program through and through, and a process with threads cannot enter one.
                 user_namespace=None if self.facts.runtime.kind == "runsc" else f"{self.cover}/userns",
-                cgroup_path=None if self.cgroups is None else self.cgroups.cgroups_path,
+                cgroup_path=path,
                 limits=Limits(
                     mem_bytes=limits.mem_bytes if "memory" in controllers else None,
                     pids=limits.pids if "pids" in controllers else None,
@@ -206,10 +207,15 @@ class LaunchPlan:
             )
         )
 
+    @property
+    def _runtime_path(self) -> str | None:
+        """The group that the runtime is told of, for the limits and the first process; there may be none."""
+        return None if self.cgroups is None else self.cgroups.runtime_path
+
     def _execute(self) -> Iterator[str]:
         if self.cgroups is not None:
             if self.facts.runtime.kind == "runsc":
-                yield from self._limit_words()
+                yield from self._limit_words(self.cgroups)
             for path in self.cgroups.join_paths:
                 yield from ("put", str(path), "0")
         if self.facts.hide_unified:
@@ -219,36 +225,18 @@ class LaunchPlan:
         yield from self._runtime("run", "--detach", *(("--preserve-fds", "1") if self.is_init_served else ()))
         yield from ("--pid-file", str(self.pid_file), "--bundle", f"{self.cover}/bundle", self.spec.id)
 
-    def _limit_words(self) -> Iterator[str]:
+    def _limit_words(self, cgroups: SandboxCgroups) -> Iterator[str]:
         """The limits, for runsc, which takes a group that is there already for one that has them."""
-        hierarchy, limits = self.facts.hierarchy, self.spec.limits
-        texts: list[tuple[str, str, str]] = []
-        if limits.mem_bytes is not None:
-            is_v1 = "memory" in hierarchy.v1
-            texts.append(("memory", "memory.limit_in_bytes" if is_v1 else "memory.max", str(limits.mem_bytes)))
-            if self.facts.swap_limit and is_v1:
-                texts.append(("memory", "memory.memsw.limit_in_bytes", str(limits.mem_bytes)))
-            elif self.facts.swap_limit:
-                texts.append(("memory", "memory.swap.max", "0"))
+        limits = self.spec.limits
         if limits.pids is not None:
-            tasks = _GVISOR_TASKS + _GVISOR_TASKS_PER_PROCESS * limits.pids
-            texts.append(("pids", "pids.max", str(tasks)))
-        if limits.vcpus is not None:
-            quota = str(cpu_quota_us(limits.vcpus))
-            if "cpu" in hierarchy.v1:
-                texts.append(("cpu", "cpu.cfs_period_us", str(CPU_PERIOD_US)))
-                texts.append(("cpu", "cpu.cfs_quota_us", quota))
-            else:
-                texts.append(("cpu", "cpu.max", f"{quota} {CPU_PERIOD_US}"))
-        for controller, name, text in texts:
-            folder = hierarchy.limiting_folder(controller, self.spec.id)
-            if folder is not None:
-                yield from ("put", str(folder / name), text)
+            limits = attrs.evolve(limits, pids=_GVISOR_TASKS + _GVISOR_TASKS_PER_PROCESS * limits.pids)
+        for path, text in cgroups.limit_files(limits, swap=self.facts.swap_limit):
+            yield from ("put", str(path), text)
 
     def _runtime(self, *words: str) -> Iterator[str]:
         runtime = self.facts.runtime
         assert runtime.path is not None
-        yield from ("exec", runtime.path, *runtime.flags(with_cgroups=self.cgroups is not None))
+        yield from ("exec", runtime.path, *runtime.flags(with_cgroups=self._runtime_path is not None))
         yield from ("--root", str(self.record), *words)
 
     @property
