@@ -64,6 +64,11 @@ def _write(path: Path, text: str) -> None:
         os.close(fd)
 
 
+def _write_all(files: list[tuple[Path, str]]) -> None:
+    for path, text in files:
+        _write(path, text)
+
+
 def _read_number(path: Path) -> int | None:
     """The number in a file, ``None`` when it has none (``max``) or is gone."""
     try:
@@ -301,7 +306,7 @@ class SandboxCgroups:
 
     @property
     def runtime_path(self) -> str | None:
-        """The value of ``cgroupsPath`` in the runtime's configuration; ``None`` where the runtime is told of no group."""
+        """The value of ``cgroupsPath`` in the runtime's configuration; ``None`` where it is told of no group."""
         return None if self.hierarchy.nested else self.hierarchy.cgroups_path(self.id)
 
     @property
@@ -329,7 +334,7 @@ class SandboxCgroups:
         return (self.hierarchy.folder(unified, self.id) / "cgroup.procs",)
 
     def limit_files(self, limits: Limits, *, swap: bool) -> Iterator[tuple[Path, str]]:
-        """The files of its groups that enforce limits and what to write into them, for those that this host can enforce.
+        """The files of its groups that enforce limits, and what to write into them: those that this host has.
 
         Args:
             limits: Fields that are ``None`` are not enforced.
@@ -368,7 +373,7 @@ class SandboxCgroups:
         """
         if self.hierarchy.nested:
             files = list(self.limit_files(limits, swap=swap))
-            await _in_thread(lambda: [_write(path, text) for path, text in files])
+            await _in_thread(lambda: _write_all(files))
 
     async def prepare(self) -> None:
         """Make the sandbox's folder in every tree, with the controllers on, so that the runtime finds it.
