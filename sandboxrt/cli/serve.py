@@ -72,6 +72,12 @@ _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
     default=_HOST.replay_budget_bytes,
     help="Memory for output that readers may still want, all commands together; more goes to files. [256m]",
 )
+@click.option(
+    "--replay-disk",
+    type=SIZE,
+    default=_HOST.spill_budget_bytes,
+    help="Disk for such output, all sandboxes together; beyond it the oldest is lost, and readers are told. [16g]",
+)
 @click.option("--access-log/--no-access-log", default=True, help="A line of JSON for each request, on standard output.")
 def serve(
     *,
@@ -97,6 +103,7 @@ def serve(
     max_requests: float,
     allow_ports: PortRules,
     replay_memory: int,
+    replay_disk: int,
     access_log: bool,
 ) -> None:
     """Serve the sandbox API; LangSmith clients work with it as they are.
@@ -120,6 +127,7 @@ def serve(
             quota=Quota(sandboxes=max_sandboxes, vcpus=total_cpus, mem_bytes=total_memory, storage_bytes=total_storage),
             connections=ConnectionSettings(ports=allow_ports),
             replay_budget_bytes=replay_memory,
+            spill_budget_bytes=replay_disk,
         ),
         app=AppSettings(
             public_url="",

@@ -13,8 +13,10 @@ from sandboxrt.engine.disk import loops_below
 from sandboxrt.engine.hierarchy import Hierarchy
 from sandboxrt.engine.launch.plan import DATA_FOLDER
 
-__all__ = ["Remains", "find_remains", "free_groups", "has_files", "has_nothing"]
+__all__ = ["SESSIONS_FOLDER", "Remains", "find_remains", "free_groups", "has_files", "has_nothing"]
 
+SESSIONS_FOLDER = "sessions"
+"""In a container's folder: what its owner remembers of commands. Nothing that programs inside wrote as files."""
 _END_TIMEOUT_S = 10.0
 
 
@@ -62,8 +64,9 @@ def has_files(folder: Path) -> bool:
 
 
 def has_nothing(folder: Path) -> bool:
-    """Whether a container's folder is gone, or has nothing but the runtime's records in it. Blocking, and quick."""
-    return not folder.exists() or all(entry.name.startswith("run.") for entry in folder.iterdir())
+    """Whether a container's folder is gone, or has nothing in it that programs inside wrote. Blocking, and quick."""
+    names = [entry.name for entry in folder.iterdir()] if folder.exists() else []
+    return all(name == SESSIONS_FOLDER or name.startswith("run.") for name in names)
 
 
 async def free_groups(container_id: str, hierarchy: Hierarchy) -> None:

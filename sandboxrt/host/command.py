@@ -238,6 +238,11 @@ class Command:
             if self.outcome is None and self._surroundings.gone.is_set():
                 self._finish(self._surroundings.end_frame())
 
+    async def spill(self) -> None:
+        """Move its output from memory to the spill files; what they do not take is a recorded loss."""
+        for stream in self.streams.values():
+            await stream.spill(0)
+
     async def aclose(self) -> None:
         """Free the spill files. To be called when nobody can attach any more and nobody is attached."""
         for stream in self.streams.values():

@@ -52,7 +52,9 @@ class HostConfig:
         connections: Which ports inside may be reached, and the bounds of each sandbox's connections to them.
         tunnels: The bounds of each tunnel.
         replay_budget_bytes: Memory for the output that all commands of the host keep for readers who come later.
-        spill_quota_bytes: Disk for the output of one sandbox's commands that is too much for memory.
+        spill_quota_bytes: Disk for the output of one sandbox's commands that is too much for memory; never more than
+            the sandbox's own disk has, or 64 MiB where that is less.
+        spill_budget_bytes: The same for all sandboxes together. One that holds as much as is still free gets no more.
         keep: Leave sandboxes as ``stopped`` with their files when the host ends or dies, and take over those that dead
             hosts have kept: for servers. Otherwise a host's sandboxes go with it.
     """
@@ -73,4 +75,5 @@ class HostConfig:
     tunnels: TunnelSettings = attrs.field(factory=TunnelSettings)
     replay_budget_bytes: int = 256 * 1024**2
     spill_quota_bytes: int = 4 * 1024**3
+    spill_budget_bytes: int = 16 * 1024**3
     keep: bool = False

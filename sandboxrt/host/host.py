@@ -38,6 +38,7 @@ from sandboxrt.host.registries import Registries
 from sandboxrt.host.replay import ReplayBudget
 from sandboxrt.host.sandbox import Sandbox, SandboxStatus
 from sandboxrt.host.search import FoundFiles, FoundLines
+from sandboxrt.host.spill import SpillBudget
 from sandboxrt.host.tunnel import Tunnel
 from sandboxrt.models import IsolationReport, ResourceStatus, Snapshot
 from sandboxrt.protocol.exec import Execute, Reconnect
@@ -72,6 +73,7 @@ class Host:
             removing=trio.CapacityLimiter(config.max_concurrent_deletes),
             spilling=trio.CapacityLimiter(4),
             replay=ReplayBudget(config.replay_budget_bytes),
+            spill=SpillBudget(config.spill_budget_bytes, config.snapshots.min_free_bytes),
         )
         self._closed = False
 
@@ -137,6 +139,10 @@ class Host:
     def count_by_status(self) -> dict[str, int]:
         """How many sandboxes of all tenants are in which status."""
         return dict(Counter(sandbox.status.value for sandbox in self._sandboxes))
+
+    def output_bytes(self) -> dict[str, int]:
+        """What the output that is kept for readers takes, of all commands of all tenants."""
+        return {"memory": self._workshop.replay.used_bytes, "disk": self._workshop.spill.used_bytes}
 
     async def update_sandbox(self, name: str, request: UpdateSandbox) -> SandboxInfo:
         """Change a sandbox's name or TTLs.

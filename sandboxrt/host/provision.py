@@ -17,6 +17,7 @@ from sandboxrt.host.config import HostConfig
 from sandboxrt.host.launch import ImageSettings, Launcher
 from sandboxrt.host.ports import SandboxRecords, Snapshots
 from sandboxrt.host.replay import ReplayBudget
+from sandboxrt.host.spill import SpillBudget
 from sandboxrt.models import RunConfig
 from sandboxrt.protocol.rest import CreateSandbox
 from sandboxrt.protocol.rest_fields import invalid
@@ -38,6 +39,7 @@ class Workshop:
     removing: trio.CapacityLimiter
     spilling: trio.CapacityLimiter
     replay: ReplayBudget
+    spill: SpillBudget
 
 
 def sandbox_dir(state_dir: Path, engine_id: str) -> Path:

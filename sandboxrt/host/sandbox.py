@@ -29,6 +29,7 @@ from sandboxrt.engine.base import (
     ProcessSpec,
     SpawnFailedError,
 )
+from sandboxrt.engine.remains import SESSIONS_FOLDER
 from sandboxrt.errors import (
     ResourceCreationError,
     SandboxClientError,
@@ -46,7 +47,7 @@ from sandboxrt.host.lifetime import Ending, age_s, expiry_at_rest, next_end
 from sandboxrt.host.provision import Workshop, make_container, new_launcher, record_sandbox, sandbox_dir
 from sandboxrt.host.search import Searcher
 from sandboxrt.host.sessions import SessionTable
-from sandboxrt.host.spill import SpillFile, SpillQuota
+from sandboxrt.host.spill import SpillFile, SpillQuota, sweep
 from sandboxrt.host.stream import OutputStream
 from sandboxrt.host.tunnel import Tunnel
 from sandboxrt.models import IsolationReport
@@ -55,6 +56,7 @@ from sandboxrt.protocol.output import ReplayBuffer
 from sandboxrt.protocol.rest import CreateSandbox, SandboxInfo, UpdateSandbox
 from sandboxrt.snapshots.content import CaptureSource
 from sandboxrt.store import SandboxRow
+from sandboxrt.threads import run_blocking
 from sandboxrt.tunnels.mux import Wire
 
 __all__ = ["Sandbox", "SandboxStatus"]
@@ -65,6 +67,7 @@ _commands_log = logging.getLogger("sandboxrt.host.commands")
 _GOODBYE = "kill -TERM -1 2>/dev/null; while kill -0 -1 2>/dev/null; do sleep 0.05; done"
 """As the container's root: neither its first process nor the shell itself is meant by -1. Killed with the rest."""
 _SERVANT = RestartPolicy(max_restarts=3, within_s=60.0)
+_LEAST_SPILL_BYTES: Final = 64 * 1024**2
 _NOTE_EVERY_S: Final = 60.0
 """How often the store is told when a sandbox was last active, for the host that comes after a crash."""
 
@@ -133,7 +136,7 @@ class Sandbox:
         self._scope = trio.CancelScope()
         self._nursery: trio.Nursery | None = None
         self._sessions = self._new_sessions()
-        self._quota = SpillQuota(workshop.config.spill_quota_bytes)
+        self._quota = self._new_quota()
         self._lifetime_changed = trio.lowlevel.ParkingLot()
         self._created_at = trio.current_time()
         self._last_active_at = self._created_at
@@ -230,6 +233,9 @@ class Sandbox:
                 # One that was taken over has a row, and may have been started again before this task began.
                 await self._provision()
                 await self._serve()
+            elif self._folder is not None:
+                left = self._folder / SESSIONS_FOLDER
+                await run_blocking(self._shop.spilling, lambda: sweep(left))
             while True:
                 await self._rest()
                 if await self._started_again():
@@ -343,6 +349,7 @@ class Sandbox:
 
     async def _provision(self) -> None:
         self._row, self.request = await record_sandbox(self._shop, self.request)
+        self._quota = self._new_quota()
         self._on_recorded(self)
         self.recorded.set()
         await self._boot()
@@ -765,6 +772,12 @@ class Sandbox:
     def _new_sessions(self) -> SessionTable:
         return SessionTable(self._new_command, self._start_command, self._shop.config.sessions, self.touch)
 
+    def _new_quota(self) -> SpillQuota:
+        limit, disk = self._shop.config.spill_quota_bytes, self.request.limits.disk_bytes
+        if disk is not None:
+            limit = min(limit, max(disk, _LEAST_SPILL_BYTES))
+        return SpillQuota(limit, self._shop.spill)
+
     def _new_connections(self) -> Connections:
         return Connections(self._shop.config.connections, self.touch)
 
@@ -782,7 +795,7 @@ class Sandbox:
         settings = self._shop.config.command
         return OutputStream(
             ReplayBuffer(settings.replay_memory_bytes, settings.replay_spill_bytes),
-            SpillFile(self._folder, self._quota, self._shop.spilling),
+            SpillFile(self._folder / SESSIONS_FOLDER, self._quota, self._shop.spilling),
             on_change,
             self._shop.replay,
         )

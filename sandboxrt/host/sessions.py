@@ -6,7 +6,7 @@ import heapq
 import itertools
 import math
 import uuid
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable
 
 import attrs
@@ -28,7 +28,7 @@ class SessionLimits:
     Attributes:
         running: Commands that run at once; one more is refused.
         finished: Finished sessions kept, oldest finished first to go.
-        finished_bytes: Memory that the output of finished sessions may take together.
+        finished_bytes: Memory that the output of finished sessions may take together; the oldest's is on disk then.
     """
 
     running: int = 256
@@ -57,11 +57,13 @@ class SessionTable:
         self._start = start
         self._limits = limits
         self._commands: dict[str, Command] = {}
-        self._finished: OrderedDict[str, tuple[Command, int]] = OrderedDict()
+        self._finished: OrderedDict[str, Command] = OrderedDict()
+        self._in_memory: OrderedDict[Command, int] = OrderedDict()
+        """Finished ones whose output is in memory, and how much that is."""
         self._expired: OrderedDict[str, None] = OrderedDict()
         self._deadlines: list[tuple[float, int, Command]] = []
         self._order = itertools.count()
-        self._forgotten: list[Command] = []
+        self._forgotten: deque[Command] = deque()
         self._changed = trio.lowlevel.ParkingLot()
         self._held_bytes = 0
         self._unfinished: set[Command] = set()
@@ -111,11 +113,18 @@ class SessionTable:
         return command.attach(input_id=first.input_id)
 
     async def run(self) -> None:
-        """Forget finished sessions when their time has come. Runs until cancelled."""
+        """Forget finished sessions when their time has come, and keep their memory within bounds. Until cancelled."""
         while True:
-            while self._forgotten:
-                await self._forgotten[-1].aclose()
-                self._forgotten.pop()
+            # Whatever is waited for was taken out before: more may be added, or go, meanwhile.
+            if self._forgotten:
+                with trio.CancelScope(shield=True):
+                    await self._forgotten.popleft().aclose()
+                continue
+            if self._held_bytes > self._limits.finished_bytes:
+                command, held_bytes = self._in_memory.popitem(last=False)
+                self._held_bytes -= held_bytes
+                await command.spill()
+                continue
             deadline = self._deadlines[0][0] if self._deadlines else math.inf
             if deadline <= trio.current_time():
                 _, _, command = heapq.heappop(self._deadlines)
@@ -129,7 +138,6 @@ class SessionTable:
         """Free what the sessions hold on disk. No command runs any more."""
         for command in (*self._commands.values(), *self._forgotten):
             await command.aclose()
-        self._forgotten.clear()
 
     def _missing(self, command_id: str) -> ErrorFrame:
         if command_id in self._expired:
@@ -142,14 +150,15 @@ class SessionTable:
             # Nothing was started, so a repetition may try again.
             self._forget(command, remember=False)
             return
-        held_bytes = command.memory_used_bytes
-        self._finished[command.id] = (command, held_bytes)
-        self._held_bytes += held_bytes
+        self._finished[command.id] = command
+        if held_bytes := command.memory_used_bytes:
+            self._in_memory[command] = held_bytes
+            self._held_bytes += held_bytes
+            if self._held_bytes > self._limits.finished_bytes:
+                self._changed.unpark_all()
         self._schedule(command)
-        while len(self._finished) > 1 and (
-            len(self._finished) > self._limits.finished or self._held_bytes > self._limits.finished_bytes
-        ):
-            self._forget(next(iter(self._finished.values()))[0])
+        while len(self._finished) > max(1, self._limits.finished):
+            self._forget(next(iter(self._finished.values())))
 
     def _schedule(self, command: Command) -> None:
         deadline = command.lifecycle.deadline
@@ -166,8 +175,8 @@ class SessionTable:
 
     def _forget(self, command: Command, *, remember: bool = True) -> None:
         self._commands.pop(command.id, None)
-        _, held_bytes = self._finished.pop(command.id, (None, 0))
-        self._held_bytes -= held_bytes
+        self._finished.pop(command.id, None)
+        self._held_bytes -= self._in_memory.pop(command, 0)
         command.forget()
         self._forgotten.append(command)
         if remember:

@@ -94,6 +94,7 @@ class App:
         self.metrics: Metrics = Metrics(
             {
                 ("sandboxrt_sandboxes", "status", "Sandboxes of this host."): host.count_by_status,
+                ("sandboxrt_output_bytes", "place", "Output of commands that is kept for readers."): host.output_bytes,
                 ("sandboxrt_sockets_resting", "kind", "WebSockets that wait for another command."): lambda: {
                     "command": len(self.dataplane.resting)
                 },

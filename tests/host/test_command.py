@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import os
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import attrs
@@ -13,7 +15,7 @@ import trio.testing
 from sandboxrt.host.blame import blame
 from sandboxrt.host.command import CommandSettings
 from sandboxrt.host.sessions import SessionLimits
-from sandboxrt.host.spill import SpillFile, SpillQuota
+from sandboxrt.host.spill import SpillBudget, SpillFile, SpillQuota, sweep
 from sandboxrt.models import DEFAULT_LIMITS, Limits
 from sandboxrt.protocol.exec import ErrorFrame, Execute, Exit, Kill, Output, Reconnect, Started
 from sandboxrt.protocol.output import LONG_READ_BYTES, MAX_READ_BYTES
@@ -83,11 +85,13 @@ async def test_a_full_disk_loses_output_but_not_the_command(fake_host: OpenFake)
         assert (outcome.stdout, outcome.exit_code) == ("end\n", 0)
 
 
-async def test_spill_files_have_no_name_and_their_quota_comes_back(tmp_path: Path) -> None:
+async def test_spill_files_go_and_their_quota_comes_back(tmp_path: Path) -> None:
     quota, limiter = SpillQuota(1000), trio.CapacityLimiter(1)
-    one, two = SpillFile(tmp_path, quota, limiter), SpillFile(tmp_path, quota, limiter)
+    folder = tmp_path / "sessions"
+    one, two = SpillFile(folder, quota, limiter), SpillFile(folder, quota, limiter)
     await one.write([(0, b"a" * 600)])
-    assert list(tmp_path.iterdir()) == []
+    (path,) = folder.iterdir()
+    assert (path.stat().st_mode & 0o777, folder.stat().st_mode & 0o777) == (0o600, 0o700)
     with pytest.raises(OSError, match="quota"):
         await two.write([(0, b"b" * 600)])
     assert await one.read([(590, 10), (0, 5)]) == b"a" * 15
@@ -99,10 +103,19 @@ async def test_spill_files_have_no_name_and_their_quota_comes_back(tmp_path: Pat
         await one.write([(0, b"x")])
     await two.write([(0, b"b" * 600)])
     await two.aclose()
+    assert list(folder.iterdir()) == []
+
+
+def test_what_a_dead_host_has_left_is_swept(tmp_path: Path) -> None:
+    for name in ("output.1", "output.77", "starts"):
+        (tmp_path / name).write_text("left")
+    sweep(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["starts"]
+    sweep(tmp_path / "missing")
 
 
 async def test_a_folder_that_cannot_be_written_is_an_oserror(tmp_path: Path) -> None:
-    file = SpillFile(tmp_path / "missing", SpillQuota(1000), trio.CapacityLimiter(1))
+    file = SpillFile(tmp_path / "missing" / "sessions", SpillQuota(1000), trio.CapacityLimiter(1))
     with pytest.raises(OSError):
         await file.write([(0, b"x")])
     await file.aclose()
@@ -214,11 +227,10 @@ async def test_a_slow_spawn_may_be_killed_before_it_starts(
         assert outcome.exit_code == 137
 
 
-async def test_finished_sessions_are_bounded_in_number_and_memory(
+async def test_finished_sessions_are_bounded_in_number(
     fake_host: OpenFake, autojump_clock: trio.testing.MockClock
 ) -> None:
-    limits = SessionLimits(finished=5, finished_bytes=1_000_000)
-    async with fake_host(sessions=limits) as (host, _):
+    async with fake_host(sessions=SessionLimits(finished=5)) as (host, _):
         for number in range(10):
             await run(host, "box", f"echo {number}", command_id=str(number), ttl_s=-1)
         seen = {}
@@ -227,10 +239,109 @@ async def test_finished_sessions_are_bounded_in_number_and_memory(
                 end = (await reader.to_end()).end
                 seen[number] = end.error_type if isinstance(end, ErrorFrame) else "there"
         assert seen == {n: "SessionExpired" if n < 5 else "there" for n in range(10)}
-        for number in range(3):
-            await run(host, "box", "head -c 600000 /dev/zero", command_id=f"big{number}", ttl_s=-1)
+
+
+async def _until(condition: Callable[[], bool]) -> None:
+    with trio.fail_after(30):
+        while not condition():
+            await trio.sleep(0.01)
+
+
+async def test_output_of_finished_commands_moves_to_disk_and_is_there_until_its_time(
+    fake_host: OpenFake, tmp_path: Path
+) -> None:
+    async with fake_host(sessions=SessionLimits(finished_bytes=1_000_000)) as (host, _):
+        script = "head -c 600000 /dev/zero; echo end; head -c 300000 /dev/zero >&2"
+        for number in range(6):
+            await run(host, "box", script, command_id=str(number))
         sessions = (await host.find("box"))._sessions
-        assert len(sessions) == 1
+        await _until(lambda: sum(command.memory_used_bytes for command in sessions._commands.values()) <= 1_000_000)
+        assert host.output_bytes()["disk"] >= 5 * 900_000
+        for number in range(6):
+            async with converse(host, "box", Reconnect(str(number))) as reader:
+                outcome = await reader.to_end()
+            outcome.check_offsets()
+            assert (outcome.stdout, outcome.stderr) == ("\0" * 600_000 + "end\n", "\0" * 300_000)
+        assert spill_files(tmp_path)
+        await host.delete_sandbox("box")
+        assert host.output_bytes()["disk"] == 0
+        assert spill_files(tmp_path) == []
+
+
+def spill_files(state_dir: Path) -> list[Path]:
+    return [path for path in state_dir.rglob("output.*") if path.is_file()]
+
+
+def descriptors() -> int:
+    return len(os.listdir("/proc/self/fd"))
+
+
+async def test_kept_output_holds_no_descriptor(fake_host: OpenFake, tmp_path: Path) -> None:
+    async with fake_host(command=SMALL) as (host, _):
+        await run(host, "box", "echo first")
+        before = descriptors()
+        for number in range(20):
+            await run(host, "box", "head -c 500000 /dev/zero", command_id=str(number))
+        # Also while a command runs and one is read.
+        script = "head -c 500000 /dev/zero; while test ! -e /go; do sleep 0.01; done"
+        async with converse(host, "box", Execute(command=script, command_id="runs")) as reader:
+            await reader.until("\0" * 450_000)
+            assert len(spill_files(tmp_path)) == 21
+            assert descriptors() <= before
+            await host.write_file("box", "/go", _nothing())
+            await reader.to_end()
+
+
+async def _nothing() -> AsyncIterator[bytes]:
+    yield b""
+
+
+async def test_files_of_forgotten_commands_go_at_once(fake_host: OpenFake, tmp_path: Path) -> None:
+    """Also of those that are forgotten while another one's are being removed."""
+    async with fake_host(command=SMALL, sessions=SessionLimits(finished=3)) as (host, _):
+        before = descriptors()
+        for _ in range(3):
+            async with trio.open_nursery() as nursery:
+                for _ in range(30):
+                    nursery.start_soon(run, host, "box", "head -c 300000 /dev/zero")
+            await _until(lambda: len(spill_files(tmp_path)) == 3 and host.output_bytes()["disk"] <= 3 * 300_000)
+            assert host.output_bytes()["disk"] >= 3 * 200_000
+            assert descriptors() <= before
+        await host.delete_sandbox("box")
+        assert spill_files(tmp_path) == []
+        assert host.output_bytes()["disk"] == 0
+
+
+async def test_no_sandbox_takes_all_of_the_disk_for_output(fake_host: OpenFake, tmp_path: Path) -> None:
+    async with fake_host(command=SMALL, spill_budget_bytes=4_000_000) as (host, _):
+        await host.create_sandbox(CreateSandbox(name="other"))
+        script = "head -c 3000000 /dev/zero; echo end"
+        await run(host, "box", script, command_id="c")
+        assert host.output_bytes()["disk"] <= 2_000_000
+        first = await run(host, "other", "head -c 1000000 /dev/zero; echo end", command_id="c")
+        async with converse(host, "other", Reconnect("c")) as reader:
+            assert (await reader.to_end()).stdout == first.stdout
+        async with converse(host, "box", Reconnect("c")) as reader:
+            lost = (await reader.to_end()).error
+        assert (lost.error_type, lost.stream) == ("ReadOffsetUnavailable", "stdout")
+
+
+async def test_output_of_a_sandbox_takes_no_more_than_its_disk_has(fake_host: OpenFake) -> None:
+    async with fake_host(box=False) as (host, _):
+        for size, quota in ((16 * 1024**2, 64 * 1024**2), (1024**3, 1024**3), (64 * 1024**3, 4 * 1024**3)):
+            name = f"box{size}"
+            await host.create_sandbox(CreateSandbox(name=name, limits=Limits(disk_bytes=size)))
+            assert (await host.find(name))._quota.limit_bytes == quota
+
+
+async def test_a_file_system_keeps_some_room(tmp_path: Path) -> None:
+    free = os.statvfs(tmp_path)
+    quota = SpillQuota(1000, SpillBudget(1000, least_free_bytes=free.f_blocks * free.f_frsize * 2))
+    file = SpillFile(tmp_path, quota, trio.CapacityLimiter(1))
+    with pytest.raises(OSError, match="too little room"):
+        await file.write([(0, b"x")])
+    await file.aclose()
+    assert (quota.used_bytes, quota.budget.used_bytes) == (0, 0)
 
 
 async def test_running_commands_are_bounded(fake_host: OpenFake, autojump_clock: trio.testing.MockClock) -> None:
