@@ -55,6 +55,13 @@ def test(session: nox.Session) -> None:
 
 
 @nox.session
+def vm(session: nox.Session) -> None:
+    """Try the tree on a stock Debian in emulation (root; ``-- --long``: two Debians and the suites, some hours)."""
+    session.install("--quiet", "attrs", "platformdirs", "pip", "uv")
+    session.run("python", "-m", "tests.vm", *session.posargs)
+
+
+@nox.session
 def bench(session: nox.Session) -> None:
     """Measure everything side by side and write docs/benchmarks.md (root, some minutes, a quiet machine)."""
     _install(session)

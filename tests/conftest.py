@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-pytest_plugins = ["tests.images.fixtures"]
+pytest_plugins = ["tests.images.fixtures", "tests.stretching"]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import attrs
 
+from tests.stretch import stretched
+
 __all__ = ["Footprint", "assert_nothing_left"]
 
 _CGROUPS = Path("/sys/fs/cgroup")
@@ -89,7 +91,7 @@ def assert_nothing_left(*state_dirs: Path, settle_s: float = 5.0) -> Iterator[Fo
     """Fail if the block leaves anything on the host; the kernel gets ``settle_s`` seconds to finish freeing."""
     before = Footprint.take(*state_dirs)
     yield before
-    deadline = time.monotonic() + settle_s
+    deadline = time.monotonic() + stretched(settle_s)
     while left := Footprint.take(*state_dirs).more_than(before):
         if time.monotonic() > deadline:
             raise AssertionError(f"left behind: {left}")

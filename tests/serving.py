@@ -13,6 +13,8 @@ from pathlib import Path
 
 import attrs
 
+from tests.stretch import stretched
+
 _START_S = 30.0
 _STOP_S = 30.0
 
@@ -92,7 +94,7 @@ def serving(
 
 
 def _address(process: subprocess.Popen[str], log: Path, start: int) -> str:
-    deadline = time.monotonic() + _START_S
+    deadline = time.monotonic() + stretched(_START_S)
     while time.monotonic() < deadline and process.poll() is None:
         with log.open() as lines:
             lines.seek(start)

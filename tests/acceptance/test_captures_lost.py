@@ -20,6 +20,7 @@ from sandboxrt.snapshots.content import SnapshotConfig
 from tests.acceptance.test_captures import run
 from tests.leaks import assert_nothing_left
 from tests.snapshots.conftest import small_disk
+from tests.stretch import stretched
 
 pytestmark = [pytest.mark.container, pytest.mark.timeout(120)]
 
@@ -74,7 +75,7 @@ def test_an_owner_killed_at_any_step(step: str, tmp_path: Path) -> None:
     with assert_nothing_left(tmp_path):
         done = subprocess.run([sys.executable, "-c", OWNER, str(tmp_path), step], timeout=60)
         assert done.returncode == -signal.SIGKILL
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + stretched(10)
         while _copiers(tmp_path) and time.monotonic() < deadline:
             time.sleep(0.02)
         assert _copiers(tmp_path) == []

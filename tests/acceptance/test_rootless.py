@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.rootless import USER_ID, as_user
+from tests.stretch import stretched
 
 pytestmark = [pytest.mark.container, pytest.mark.timeout(120)]
 
@@ -179,7 +180,7 @@ def test_a_killed_owner_leaves_nothing_that_the_next_start_does_not_remove(tmp_p
     state = tmp_path / "first" / "state"
     done = as_user(tmp_path / "first", SUBORDINATE, OWNER, str(state), "stay")
     assert done.returncode == -9 or done.returncode == 137, done.stderr
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + stretched(20)
     while _processes_of(2**30) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert _processes_of(2**30) == []

@@ -18,6 +18,7 @@ import trio
 from sandboxrt.engine.base import CommandGroup, ExitStatus, Identity, ProcessSpec
 from sandboxrt.engine.init import INIT_SOURCE, IdMap, InitChannel, InitProcess
 from sandboxrt.engine.init.compile import cache_name, compile_program
+from tests.stretch import stretched
 
 BASE = 0x3A000000
 ENV = {"PATH": "/usr/bin:/bin", "HOME": "/"}
@@ -168,7 +169,7 @@ def no_leaks() -> Iterator[None]:
     """The descriptors and children of this process are the same before and after."""
     fds, kids = set(open_fds().items()), children()
     yield
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + stretched(5)
     while (extra := set(open_fds().items()) - fds) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not extra

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import attrs
 
+from tests.stretch import stretched
+
 USERNAME = "tester"
 PASSWORD = "s3cret:with/odd chars"
 # bcrypt of the above; Python has no bcrypt of its own.
@@ -89,7 +91,7 @@ def _free_port() -> int:
 
 def _answers(address: str, process: subprocess.Popen[bytes]) -> bool:
     host, _, port = address.partition(":")
-    deadline = time.monotonic() + 15
+    deadline = time.monotonic() + stretched(15)
     while time.monotonic() < deadline and process.poll() is None:
         with contextlib.suppress(OSError), socket.create_connection((host, int(port)), 1):
             return process.poll() is None

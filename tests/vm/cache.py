@@ -1,0 +1,143 @@
+"""What takes long to make, kept between runs: one folder an entry, named after all that it was made from."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import attrs
+
+__all__ = ["Cache", "digest_of_data", "key_of"]
+
+_MANIFEST = "manifest.json"
+_BLOCK = 1 << 20
+
+
+def key_of(*parts: object) -> str:
+    """A short name for what is made from ``parts``: the same for the same parts, whenever it is asked."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def digest_of_data(path: Path) -> str:
+    """A digest of a file's size, of where it has data and of that data: holes are not read."""
+    digest = hashlib.blake2b(digest_size=16)
+    with path.open("rb", buffering=0) as file:
+        size = os.fstat(file.fileno()).st_size
+        digest.update(b"%d:" % size)
+        offset = 0
+        while offset < size:
+            try:
+                offset = os.lseek(file.fileno(), offset, os.SEEK_DATA)
+            except OSError:  # ENXIO: nothing but a hole up to the end
+                break
+            end = os.lseek(file.fileno(), offset, os.SEEK_HOLE)
+            digest.update(b"%d-%d:" % (offset, end))
+            os.lseek(file.fileno(), offset, os.SEEK_SET)
+            while offset < end:
+                block = file.read(min(_BLOCK, end - offset))
+                if not block:
+                    break
+                digest.update(block)
+                offset += len(block)
+    return digest.hexdigest()
+
+
+def _bytes_of(folder: Path) -> int:
+    return sum(file.lstat().st_blocks * 512 for file in folder.rglob("*"))
+
+
+@attrs.frozen
+class Cache:
+    """Entries below one folder.
+
+    An entry is built in a folder of its own and appears under its name when it is whole. Whoever uses one holds a lock
+    on it, which ends with the process; entries that nobody uses go, the longest unused first, when all together take
+    more than ``max_bytes``.
+    """
+
+    folder: Path
+    max_bytes: int
+    say: Callable[[str], None] = print
+
+    @contextmanager
+    def entry(self, name: str, key: str, build: Callable[[Path], None]) -> Iterator[Path]:
+        """The folder of ``NAME-KEY``, from the cache or from ``build``, for the time of the block.
+
+        ``build`` fills the empty folder that it gets. What was cached and is damaged is built again.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        place = self.folder / f"{name}-{key}"
+        with _locked(place, fcntl.LOCK_EX) as lock:
+            if not self._is_sound(place):
+                self._build(place, build)
+            os.utime(place)
+            # A writer that becomes a reader: others may use the entry too, and nobody may remove it.
+            fcntl.flock(lock, fcntl.LOCK_SH)
+            self.trim()
+            yield place
+
+    def _is_sound(self, place: Path) -> bool:
+        if not place.exists():
+            return False
+        try:
+            manifest = json.loads((place / _MANIFEST).read_text())
+            sound = manifest == _digests(place)
+        except (OSError, ValueError):
+            sound = False
+        if not sound:
+            self.say(f"{place.name} in the cache is damaged; making it again")
+            shutil.rmtree(place)
+        return sound
+
+    def _build(self, place: Path, build: Callable[[Path], None]) -> None:
+        building = place.with_suffix(".building")
+        if building.exists():  # of a run that was killed: we have the lock, so nobody is at it
+            shutil.rmtree(building)
+        building.mkdir(mode=0o700)
+        try:
+            build(building)
+            (building / _MANIFEST).write_text(json.dumps(_digests(building)))
+            building.rename(place)
+        finally:
+            shutil.rmtree(building, ignore_errors=True)
+
+    def trim(self) -> None:
+        """Remove what killed builds left, and the entries that were not used for longest, until the rest fits."""
+        for building in self.folder.glob("*.building"):
+            with suppress(BlockingIOError), _locked(building.with_suffix(""), fcntl.LOCK_EX | fcntl.LOCK_NB):
+                shutil.rmtree(building, ignore_errors=True)
+        entries = sorted((path for path in self.folder.iterdir() if (path / _MANIFEST).exists()), key=_last_use)
+        total = sum(map(_bytes_of, entries))
+        for place in entries:
+            if total <= self.max_bytes:
+                return
+            with suppress(BlockingIOError), _locked(place, fcntl.LOCK_EX | fcntl.LOCK_NB):
+                total -= _bytes_of(place)
+                self.say(f"removing {place.name} from the cache, which is full")
+                shutil.rmtree(place)
+
+
+def _last_use(place: Path) -> float:
+    return place.stat().st_mtime
+
+
+def _digests(folder: Path) -> dict[str, str]:
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != _MANIFEST)
+    return {str(path.relative_to(folder)): digest_of_data(path) for path in files}
+
+
+@contextmanager
+def _locked(place: Path, how: int) -> Iterator[int]:
+    """A lock for the entry at ``place``; its file stays, so that everybody locks the same one."""
+    descriptor = os.open(place.with_name(f"{place.name}.lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(descriptor, how)
+        yield descriptor
+    finally:
+        os.close(descriptor)
