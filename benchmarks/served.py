@@ -32,6 +32,7 @@ SERVED = (
     "remote_concurrent",
     "remote_files",
     "remote_crowd",
+    "remote_rush",
     "tunnels",
     "listing",
 )
@@ -117,6 +118,20 @@ class Served:
         return [
             self._rate("upload of 100 MB", up, FILE_BYTES, "From memory to a file in the sandbox."),
             self._rate("download of 100 MB", down, FILE_BYTES, "The other way."),
+        ]
+
+    def remote_rush(self) -> list[Measurement]:
+        """A fresh client with many calls to make at once."""
+        count = 100 if self.quick else 1000
+        ours = self.clients["sandboxrt"]
+        return [
+            Measurement(
+                f"{count} calls at once of a fresh client: longest pause of its loop",
+                "ms",
+                {"sandboxrt": [1000 * ours.ask("rush", count=count) for _ in range(2 if self.quick else 7)]},
+                "at most 1,000 ms",
+                note="`list_sandboxes`. Whatever else runs in the process stands still for so long.",
+            )
         ]
 
     def remote_crowd(self) -> list[Measurement]:

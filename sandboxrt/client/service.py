@@ -6,16 +6,19 @@ Source: protocol.md §6, §7.8.
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterable
-from typing import Any
+from typing import Any, Final
 
 import httpx
 import trio
 
 from sandboxrt.client.grants import GrantKeeper
+from sandboxrt.errors import SandboxConnectionError
 from sandboxrt.protocol.rest import ServiceGrant
 from sandboxrt.protocol.service_urls import TOKEN_HEADER
 
 __all__ = ["AsyncServiceURL"]
+
+_STEP_S: Final = 5.0
 
 
 class AsyncServiceURL:
@@ -25,8 +28,10 @@ class AsyncServiceURL:
     before, or for tokens that live no longer than that, in the last third of their life.
 
     The helpers send the token with each request and nothing else of yours: not the API key, and no cookies of earlier
-    requests. They follow no redirects unless asked to, wait five seconds unless told otherwise (``timeout=``), return
-    an answer of any status, and raise the errors of ``httpx`` when there is none.
+    requests. They follow no redirects unless asked to, return an answer of any status, and raise
+    :class:`~sandboxrt.errors.SandboxConnectionError` (its ``__cause__`` is the error of ``httpx``) when there is none.
+    Each step of a request (connect, send, each part of the answer) may take five seconds unless told otherwise
+    (``timeout=``), not counting its wait for others of the same client.
 
     Source: protocol.md §7.8.
     """
@@ -89,8 +94,9 @@ class AsyncServiceURL:
                 thread.
 
         Raises:
-            httpx.HTTPError: There was no answer.
+            SandboxConnectionError: There was no answer; whether the request was carried out is not known.
             SandboxClientError: There is no good token, as ``get_token``.
+            ValueError: The arguments make no request.
 
         Cancellation: The connection is closed; whether the request was carried out is not known.
         """
@@ -111,9 +117,17 @@ class AsyncServiceURL:
             transport=await self._keeper.owner.transport.service_connections(),
             trust_env=False,
             event_hooks={"request": [keep_token_here]},
+            timeout=httpx.Timeout(_STEP_S, pool=None),
         )
-        # Not closed: it holds nothing but the connections, which are kept.
-        return await client.request(method, str(base).rstrip("/") + "/" + path.lstrip("/"), **kwargs)
+        url = str(base).rstrip("/") + "/" + path.lstrip("/")
+        try:
+            # Not closed: it holds nothing but the connections, which are kept.
+            return await client.request(method, url, **kwargs)
+        except (httpx.RequestError, httpx.StreamError) as error:
+            what = str(error) or type(error).__name__
+            raise SandboxConnectionError(f"No answer from the service at {url}: {what}") from error
+        except httpx.InvalidURL as error:
+            raise ValueError(f"{path!r} makes no URL: {error}") from error
 
     async def get(self, path: str = "/", **kwargs: Any) -> httpx.Response:
         """HTTP GET; see :meth:`request`."""

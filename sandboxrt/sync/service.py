@@ -22,8 +22,10 @@ class ServiceURL(BlockingFacade[_trio_service.AsyncServiceURL]):
     before, or for tokens that live no longer than that, in the last third of their life.
 
     The helpers send the token with each request and nothing else of yours: not the API key, and no cookies of earlier
-    requests. They follow no redirects unless asked to, wait five seconds unless told otherwise (``timeout=``), return
-    an answer of any status, and raise the errors of ``httpx`` when there is none.
+    requests. They follow no redirects unless asked to, return an answer of any status, and raise
+    :class:`~sandboxrt.errors.SandboxConnectionError` (its ``__cause__`` is the error of ``httpx``) when there is none.
+    Each step of a request (connect, send, each part of the answer) may take five seconds unless told otherwise
+    (``timeout=``), not counting its wait for others of the same client.
 
     Source: protocol.md §7.8.
     """
@@ -64,8 +66,9 @@ class ServiceURL(BlockingFacade[_trio_service.AsyncServiceURL]):
                 thread.
 
         Raises:
-            httpx.HTTPError: There was no answer.
+            SandboxConnectionError: There was no answer; whether the request was carried out is not known.
             SandboxClientError: There is no good token, as ``token``.
+            ValueError: The arguments make no request.
 
         Interruption: The connection is closed; whether the request was carried out is not known.
         """

@@ -31,6 +31,7 @@ class Issuer:
     error: Exception | None = None
     seen: list[httpx.Request] = attrs.field(factory=list)
     location: str | None = None
+    broken: Exception | None = None
 
     def with_headers(self, headers: Mapping[str, str] | None) -> Issuer:
         return self
@@ -46,6 +47,8 @@ class Issuer:
     async def service_connections(self) -> httpx.AsyncBaseTransport:
         def answer(request: httpx.Request) -> httpx.Response:
             self.seen.append(request)
+            if self.broken is not None:
+                raise self.broken
             headers = {} if self.location is None or len(self.seen) > 1 else {"location": self.location}
             return httpx.Response(302 if headers else 200, headers=headers)
 
@@ -217,3 +220,31 @@ async def test_lifetimes_that_are_none(seconds: Any) -> None:
 def test_download_links_that_cannot_be(arguments: Any) -> None:
     with pytest.raises(ValueError, match="must"):
         download_request(*arguments)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        httpx.ConnectError("refused"),
+        httpx.ReadTimeout(""),
+        httpx.PoolTimeout("full"),
+        httpx.RemoteProtocolError("nonsense"),
+        httpx.TooManyRedirects("a, b, a"),
+        httpx.DecodingError("no gzip"),
+    ],
+)
+async def test_whatever_hinders_an_answer_is_an_error_of_ours(
+    autojump_clock: trio.testing.MockClock, error: Exception
+) -> None:
+    async with service() as (found, issuer, _):
+        issuer.broken = error
+        with pytest.raises(SandboxConnectionError, match="No answer from the service at http://services/s/x") as raised:
+            await found.get("/x")
+        assert raised.value.__cause__ is error
+        assert str(error) in str(raised.value)
+
+
+async def test_what_makes_no_url_is_refused(autojump_clock: trio.testing.MockClock) -> None:
+    async with service() as (found, _, _):
+        with pytest.raises(ValueError, match="makes no URL"):
+            await found.get("/x\0y")

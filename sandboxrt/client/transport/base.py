@@ -69,7 +69,12 @@ class Dialer(Protocol):
 
 
 class Transport(Protocol):
-    """The control plane and the data plane of one host. Every method raises the errors of ``sandboxrt.errors``."""
+    """The control plane and the data plane of one host. Every method raises the errors of ``sandboxrt.errors``.
+
+    How long a call may take is its caller's to say: limits are in the requests, or the caller's cancel scopes. A
+    transport adds one of its own only where the user configured one (control calls to a server), and otherwise notices
+    peers that stand still or are gone, never ones that take long.
+    """
 
     @property
     def mode(self) -> Literal["embedded", "remote"]:

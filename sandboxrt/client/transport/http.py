@@ -6,6 +6,7 @@ Source: protocol.md §2 (control plane), §3 (data plane over HTTP), §1.4 (limi
 from __future__ import annotations
 
 import contextlib
+import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from functools import partial
 from typing import Any, Final, Literal, TypeVar
@@ -17,17 +18,19 @@ import trio
 
 from sandboxrt.client.config import RemoteConfig
 from sandboxrt.client.transport.base import Attachment, Dialer
+from sandboxrt.client.transport.download import Download
 from sandboxrt.client.transport.execute import ExecuteOnce
 from sandboxrt.client.transport.link import CommandLink, NotStartedError
 from sandboxrt.client.transport.pages import all_sandboxes
 from sandboxrt.client.transport.pool import SocketPool, place_of
 from sandboxrt.client.transport.replies import dataplane_error
-from sandboxrt.client.transport.requests import Requests
+from sandboxrt.client.transport.requests import Course, Requests
 from sandboxrt.client.transport.socket_settings import socket_limits
 from sandboxrt.client.transport.tunnel import TunnelLink
 from sandboxrt.client.transport.websocket import Socket, SocketLimits, open_socket, socket_url
 from sandboxrt.errors import (
     DataplaneNotConfiguredError,
+    ResourceAlreadyExistsError,
     ResourceCreationError,
     ResourceNotFoundError,
     ResourceTimeoutError,
@@ -77,17 +80,13 @@ from sandboxrt.protocol.rest_wire import (
 
 __all__ = ["HttpTransport"]
 
-_DISCARD_S: Final = 10.0
+_UNDO_S: Final = 10.0
 _START_POLL_S: Final = 0.1
 _CREATE_MARGIN_S: Final = 30.0
 _EXECUTE_MARGIN_S: Final = 10.0
-_BOUNDARY: Final = "sandboxrt-4c1b7a52d0e94f6f8d3a"
-_PART: Final = (
-    f"--{_BOUNDARY}\r\n"
-    'Content-Disposition: form-data; name="file"; filename="file"\r\n'
-    "Content-Type: application/octet-stream\r\n\r\n"
-).encode()
-_PART_END: Final = f"\r\n--{_BOUNDARY}--\r\n".encode()
+_PART_HEAD: Final = (
+    'Content-Disposition: form-data; name="file"; filename="file"\r\nContent-Type: application/octet-stream\r\n\r\n'
+)
 
 
 @attrs.frozen
@@ -128,32 +127,50 @@ class HttpTransport:
     async def create_sandbox(self, request: CreateSandbox) -> SandboxInfo:
         """Make a sandbox."""
         _check_creation(request)
-        limit = request.timeout_s + _CREATE_MARGIN_S if request.wait_for_ready else _CREATE_MARGIN_S
+        course = Course()
+        try:
+            return await self._create(request, course)
+        except ResourceAlreadyExistsError:
+            if not (request.name_is_ours and course.repeated):
+                raise
+            # Made by the first attempt, for a server that knows no keys.
+            return await self.wait_for_sandbox(request.name, request.timeout_s, _START_POLL_S)
+        except (trio.Cancelled, SandboxConnectionError):
+            if course.begun:
+                await self._undo(request)  # it may have been made all the same
+            raise
+
+    async def _create(self, request: CreateSandbox, course: Course) -> SandboxInfo:
+        limit = self.config.timeout_s
+        if limit > 0:  # else there is none, whatever the server takes
+            limit = max(limit, _CREATE_MARGIN_S) + (request.timeout_s if request.wait_for_ready else 0)
         headers = {} if request.idempotency_key is None else {"idempotency-key": request.idempotency_key}
         if request.lease_seconds is not None:
             headers[LEASE_HEADER] = str(request.lease_seconds)
-        try:
-            answer = await self._control(
-                Call.CREATE_SANDBOX,
-                "POST",
-                "/boxes",
-                json=create_sandbox_to_json(request),
-                headers=headers,
-                timeout_s=limit,
-            )
-        except (trio.Cancelled, SandboxConnectionError):
-            # It may have been made all the same. Only a name of our own making tells it from somebody else's.
-            if request.name_is_ours:
-                await self._discard(request.name)
-            raise
+        answer = await self._control(
+            Call.CREATE_SANDBOX,
+            "POST",
+            "/boxes",
+            json=create_sandbox_to_json(request),
+            headers=headers,
+            timeout_s=limit,
+            repeatable=request.idempotency_key is not None,
+            course=course,
+        )
         return sandbox_from_json(answer)
 
-    async def _discard(self, name: str) -> None:
-        with trio.move_on_after(_DISCARD_S, shield=True):
+    async def _undo(self, request: CreateSandbox) -> None:
+        """Delete what a create made whose answer nobody takes."""
+        with trio.move_on_after(_UNDO_S, shield=True):
             try:
-                while True:
-                    await self.delete_sandbox(name)
-                    await trio.sleep(0.02)  # a request that is still on its way would make it again
+                if request.name_is_ours:
+                    while True:
+                        await self.delete_sandbox(request.name)
+                        await trio.sleep(0.02)  # a request that is still on its way would make it again
+                # A name of the user's may be somebody else's sandbox. The key tells: repeated, the create gives us what
+                # it made, or is refused for a name that is taken.
+                made = await self._create(attrs.evolve(request, wait_for_ready=False), Course())
+                await self.delete_sandbox(made.id)
             except SandboxClientError:
                 pass
 
@@ -184,7 +201,7 @@ class HttpTransport:
 
     async def delete_sandbox(self, name: str) -> None:
         """Delete a sandbox."""
-        await self._control(Call.SANDBOX, "DELETE", _box(name), subject=name)
+        await self._delete(Call.SANDBOX, _box(name), name)
 
     async def sandbox_status(self, name: str) -> ResourceStatus:
         """How far a sandbox is."""
@@ -198,17 +215,21 @@ class HttpTransport:
 
     async def start_sandbox(self, name: str, timeout_s: float) -> SandboxInfo:
         """Ask for the start, then for the status until it is ready."""
-        await self._control(Call.SANDBOX, "POST", _box(name) + "/start", json={}, subject=name)
+        await self._order(name, "start")
         return await self.wait_for_sandbox(name, timeout_s, _START_POLL_S)
 
     async def stop_sandbox(self, name: str) -> None:
         """Ask for the stop, and wait until it is done, as far as the server says so."""
-        await self._control(Call.SANDBOX, "POST", _box(name) + "/stop", json={}, subject=name)
+        await self._order(name, "stop")
 
     async def renew_lease(self, name: str, seconds: int) -> None:
         """Say that a sandbox's owner lives."""
-        timeout_s = max(seconds / 4, 1)
-        await self._control(Call.SANDBOX, "POST", _box(name) + "/lease", json={}, subject=name, timeout_s=timeout_s)
+        await self._order(name, "lease", timeout_s=max(seconds / 4, 1), urgent=True)
+
+    async def _order(self, name: str, order: str, **options: Any) -> None:
+        """Something that is the same done once or twice."""
+        path = f"{_box(name)}/{order}"
+        await self._control(Call.SANDBOX, "POST", path, json={}, subject=name, repeatable=True, **options)
 
     # -- snapshots ---------------------------------------------------------------------------------------------------
 
@@ -265,7 +286,7 @@ class HttpTransport:
 
     async def delete_snapshot(self, snapshot_id: str) -> None:
         """Delete a snapshot."""
-        await self._control(Call.SNAPSHOT, "DELETE", "/snapshots/" + quote(snapshot_id, safe=""), subject=snapshot_id)
+        await self._delete(Call.SNAPSHOT, "/snapshots/" + quote(snapshot_id, safe=""), snapshot_id)
 
     async def wait_for_snapshot(self, snapshot_id: str, timeout_s: float, poll_interval_s: float) -> Snapshot:
         """Ask for the snapshot until it is ready."""
@@ -320,21 +341,24 @@ class HttpTransport:
         return _json(answer)
 
     async def read_file(self, sandbox: SandboxInfo, path: str) -> bytes:
-        """A file's content."""
+        """A file's content; what broke off is taken up again."""
         url = await self._dataplane(sandbox)
-        answer = await self.requests.send("GET", url + "/download", params={"path": path}, timeout_s=60)
-        if answer.status_code == 404:
+        found = await Download(self.requests, url + "/download", path).fetch()
+        if isinstance(found, bytes):
+            return found
+        if found.status_code == 404:
             raise ResourceNotFoundError(f"File '{path}' not found in sandbox '{sandbox.name}'", "file")
-        if not answer.is_success:
-            raise dataplane_error(answer, "read")
-        return answer.content
+        raise dataplane_error(found, "read")
 
     async def write_file(self, sandbox: SandboxInfo, path: str, content: AsyncIterator[bytes]) -> None:
         """Put a file in place."""
         url = await self._dataplane(sandbox)
-        pieces = [_PART, *[piece async for piece in content], _PART_END]
+        # Made anew for each file: whoever wrote the file could put a boundary that he knows into it.
+        boundary = f"sandboxrt-{secrets.token_hex(16)}"
+        head, end = f"--{boundary}\r\n{_PART_HEAD}".encode(), f"\r\n--{boundary}--\r\n".encode()
+        pieces = [head, *[piece async for piece in content], end]
         headers = {
-            "content-type": f"multipart/form-data; boundary={_BOUNDARY}",
+            "content-type": f"multipart/form-data; boundary={boundary}",
             "content-length": str(sum(map(len, pieces))),
         }
 
@@ -343,7 +367,7 @@ class HttpTransport:
                 yield piece
 
         answer = await self.requests.send(
-            "POST", url + "/upload", params={"path": path}, body=body, headers=headers, timeout_s=60
+            "POST", url + "/upload", params={"path": path}, body=body, headers=headers, timeout_s=0
         )
         if not answer.is_success:
             raise dataplane_error(answer, "write")
@@ -351,7 +375,8 @@ class HttpTransport:
     async def service_url(self, name: str, port: int, expires_in_seconds: int) -> ServiceGrant:
         """The right to talk to a service."""
         body = {"port": port, "expires_in_seconds": expires_in_seconds}
-        answer = await self._control(Call.SANDBOX, "POST", _box(name) + "/service-url", json=body, subject=name)
+        path = _box(name) + "/service-url"
+        answer = await self._control(Call.SANDBOX, "POST", path, json=body, subject=name, repeatable=True)
         return service_grant_from_json(answer)
 
     async def service_connections(self) -> httpx.AsyncBaseTransport:
@@ -384,6 +409,15 @@ class HttpTransport:
         raise DataplaneNotConfiguredError(f"Sandbox '{sandbox.name}' has no data-plane URL")
 
     # -- requests ----------------------------------------------------------------------------------------------------
+
+    async def _delete(self, call: Call, path: str, subject: str) -> None:
+        course = Course()
+        try:
+            await self._control(call, "DELETE", path, subject=subject, repeatable=True, course=course)
+        except ResourceNotFoundError:
+            if not course.repeated:
+                raise
+            # Gone is what was wanted; most likely it was the first request, whose answer was lost.
 
     async def _control(
         self,
