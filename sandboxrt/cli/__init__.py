@@ -11,6 +11,7 @@ import click
 from sandboxrt._version import __version__
 from sandboxrt.cli.doctor import doctor
 from sandboxrt.cli.keys import keys
+from sandboxrt.cli.prune import prune
 from sandboxrt.cli.run import run
 from sandboxrt.cli.serve import serve
 from sandboxrt.cli.snapshot import snapshot
@@ -29,3 +30,4 @@ main.add_command(doctor)
 main.add_command(serve)
 main.add_command(keys)
 main.add_command(snapshot)
+main.add_command(prune)

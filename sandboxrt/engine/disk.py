@@ -53,6 +53,8 @@ MAX_DISK_BYTES = 8 * 1024**4
 _STEP_BYTES = 1024**2
 _HEADROOM_BYTES = 64 * 1024**2
 _SMALL_BYTES = 512 * 1024**2
+_MAX_TEMPLATES = 24
+_MAX_TEMPLATE_BYTES = 64 * 1024**2
 _MKFS_TIMEOUT_S = 60
 _FSCK_TIMEOUT_S = 600
 _FICLONE = 0x40049409
@@ -165,12 +167,14 @@ def _make_file_system(image: Path, size_bytes: int) -> None:
 class DiskTemplates:
     """Empty file systems, one a size, and disks made from them. Several processes may share the folder.
 
+    Which sizes there are is the sandboxes' creators' choice, so the templates that were not used for longest go when
+    there are too many, or they take too much room: at most 24, or 64 MiB, besides the newest.
+
     Attributes:
         folder: Where the templates are kept; made when it is missing.
     """
 
     folder: Path
-    _ready: set[int] = attrs.field(factory=set)
 
     async def clone(self, size_bytes: int, target: Path) -> None:
         """Make the disk image ``target``, which must not exist, of :func:`disk_size` bytes.
@@ -188,8 +192,10 @@ class DiskTemplates:
         """The same for callers that are on a thread of their own."""
         try:
             self._require_headroom(target.parent)
-            template = self._template(disk_size(size_bytes))
-            with _open(template, os.O_RDONLY) as source, _open(target, os.O_RDWR | os.O_CREAT | os.O_EXCL) as copy:
+            with (
+                self._template(disk_size(size_bytes)) as source,
+                _open(target, os.O_RDWR | os.O_CREAT | os.O_EXCL) as copy,
+            ):
                 try:
                     sparse_copy(source, copy)
                 except BaseException:
@@ -210,17 +216,45 @@ class DiskTemplates:
         if found.f_bavail * found.f_frsize < _HEADROOM_BYTES:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder))
 
-    def _template(self, size_bytes: int) -> Path:
+    @contextlib.contextmanager
+    def _template(self, size_bytes: int) -> Iterator[int]:
+        """The template of that size, open: then it does not matter whether somebody removes it meanwhile."""
         path = self.folder / f"ext4-1-{size_bytes}.img"
-        if size_bytes not in self._ready or not path.exists():
+        try:
+            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             with _open(self.folder / "lock", os.O_RDWR | os.O_CREAT) as lock:
                 # Held for the milliseconds of a mkfs, by at most a minute of it.
                 fcntl.flock(lock, fcntl.LOCK_EX)
                 if not path.exists():
                     self._make(path, size_bytes)
-            self._ready.add(size_bytes)
-        return path
+                    self._evict(path)
+                fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            os.utime(fd)  # When it was last used.
+            yield fd
+        finally:
+            os.close(fd)
+
+    def _evict(self, newest: Path) -> None:
+        """Remove the templates that were not used for longest; called with the lock held."""
+        kept, room = 0, _MAX_TEMPLATE_BYTES
+        found = {path: path.stat() for path in self.folder.glob("ext4-*.img") if path != newest}
+        for path, stat in sorted(found.items(), key=lambda item: item[1].st_mtime, reverse=True):
+            kept, room = kept + 1, room - stat.st_blocks * 512
+            if kept >= _MAX_TEMPLATES or room < 0:
+                path.unlink()
+
+    def remove_unused(self) -> int:
+        """Remove all templates, which cost milliseconds to make again. Blocking. Returns the bytes that they took."""
+        freed = 0
+        with contextlib.suppress(FileNotFoundError), _open(self.folder / "lock", os.O_RDWR) as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            for path in self.folder.glob("ext4-*.img"):
+                freed += path.stat().st_blocks * 512
+                path.unlink()
+        return freed
 
     def _make(self, path: Path, size_bytes: int) -> None:
         """Make a template; called with the lock held, so that temporary folders found here are of the dead."""

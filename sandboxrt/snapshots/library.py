@@ -51,7 +51,8 @@ _log = logging.getLogger("sandboxrt.snapshots")
 _FOREIGN_POLL_S: Final = 0.2
 _MAX_NAME: Final = 255
 _FAILURE_KEPT: Final = timedelta(hours=24)
-"""How long a failed build can still be asked for its reason."""
+_FAILURES_KEPT: Final = 50
+"""How long a failed build can still be asked for its reason, and how many of a tenant's can."""
 
 
 @attrs.define(eq=False)
@@ -540,16 +541,13 @@ class SnapshotLibrary:
             else:
                 message = failure.args[0] if failure.args else str(failure)
                 await self._store.fail_snapshot(row.id, message, getattr(failure, "error_type", None))
+                await self._forget_failures()
 
     # -- files -------------------------------------------------------------------------------------------------------
 
     async def _clean(self) -> None:
         """Remove what builders left that died in the middle, folders without a record, and old failures."""
-        forgotten = (datetime.now(UTC) - _FAILURE_KEPT).isoformat()
-        for row in await self._store.snapshots_where(status="failed"):
-            if row.updated_at < forgotten:
-                with contextlib.suppress(ResourceNotFoundError, ResourceInUseError):
-                    await self._store.remove_snapshot(row.id)
+        await self._forget_failures()
         for row in await self._store.snapshots_where(status="building"):
             async with self._store.claim_owner(row.owner_id) as claimed:
                 if claimed:
@@ -566,6 +564,10 @@ class SnapshotLibrary:
         for snapshot_id in folders:
             if snapshot_id not in used:
                 await self._files.discard(snapshot_id)
+
+    async def _forget_failures(self) -> None:
+        forgotten = (datetime.now(UTC) - _FAILURE_KEPT).isoformat()
+        await self._store.forget_failed_snapshots(before=forgotten, keep=_FAILURES_KEPT)
 
     async def _discard(self, row: SnapshotRow) -> None:
         """Remove the files of a snapshot that is no longer recorded, but those that others have, too."""

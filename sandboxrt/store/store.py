@@ -137,6 +137,16 @@ class Store:
 
         return await run_blocking(self._limiter, call)
 
+    async def compact(self) -> None:
+        """Give back what the database's file holds and does not use, unless somebody uses it at this moment."""
+
+        def shrink() -> None:
+            with naming(self.state_dir), contextlib.suppress(sqlite3.OperationalError):
+                self._connection.execute("VACUUM")
+                self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+
+        await run_blocking(self._limiter, shrink)
+
     def _stamp(self, ago_s: float = 0.0) -> str:
         return (
             (self._now().astimezone(UTC) - timedelta(seconds=ago_s))
@@ -505,6 +515,17 @@ class Store:
         """
         changes = {"status_message": message, "error_type": error_type, "base_id": None, "files_of": None}
         return await self._end_building(snapshot_id, {"status": "failed", **changes})
+
+    async def forget_failed_snapshots(self, *, before: str, keep: int) -> None:
+        """Forget the failed builds of before that time, and those of a tenant beyond its ``keep`` newest."""
+        await self.transact(
+            lambda db: db.execute(
+                "DELETE FROM snapshots WHERE status = 'failed' AND (updated_at < ? OR"
+                " (SELECT count(*) FROM snapshots AS newer WHERE newer.tenant = snapshots.tenant"
+                " AND newer.status = 'failed' AND newer.seq > snapshots.seq) >= ?)",
+                (before, keep),
+            )
+        )
 
     async def _end_building(self, snapshot_id: str, changes: Mapping[str, Any]) -> SnapshotRow:
         stamp = self._stamp()

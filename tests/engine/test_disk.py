@@ -74,6 +74,27 @@ async def test_what_a_killed_maker_left_is_removed_by_the_next(templates: DiskTe
     assert not left.exists()
 
 
+async def test_templates_of_many_sizes_do_not_stay(
+    templates: DiskTemplates, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(disk, "_MAX_TEMPLATES", 4)
+
+    def sizes() -> list[int]:
+        return sorted(int(path.stem.rpartition("-")[2]) // MIB for path in templates.folder.glob("*.img"))
+
+    for number in range(16, 16 + disk._MAX_TEMPLATES + 5):
+        await templates.clone(number * MIB, tmp_path / f"{number}.img")
+        await templates.clone(20 * MIB, tmp_path / f"{number}-often.img")
+    assert len(sizes()) == disk._MAX_TEMPLATES
+    assert 20 in sizes(), "what is used stays"
+    assert 16 not in sizes()
+    # One that takes much room leaves none to the others, and is there itself.
+    monkeypatch.setattr(disk, "_MAX_TEMPLATE_BYTES", 0)
+    await templates.clone(4096 * MIB, tmp_path / "large.img")
+    assert sizes() == [4096]
+    assert fsck(tmp_path / "16.img") == 0
+
+
 async def test_an_existing_target_is_not_touched(templates: DiskTemplates, tmp_path: Path) -> None:
     target = tmp_path / "disk.img"
     target.write_text("mine")

@@ -11,7 +11,7 @@ import trio
 from sandboxrt.engine.init.compile import CompileError, cache_name, compile_program, prebuilt_name
 from sandboxrt.errors import EngineUnavailableError
 
-__all__ = ["INIT_SOURCE", "build_tool"]
+__all__ = ["INIT_SOURCE", "build_tool", "remove_old_tools"]
 
 INIT_SOURCE = Path(__file__).with_name("init.c")
 """The program that runs as pid 1 of every container."""
@@ -52,6 +52,20 @@ def _build_tool_sync(source: Path, cache_dir: Path) -> Path:
             "install a C compiler with: apt-get install gcc libc6-dev"
         ) from error
     return target
+
+
+def remove_old_tools(cache_dir: Path) -> None:
+    """Remove the compiled programs that are not of this version of the package. Blocking.
+
+    Whoever runs another version on the same folder compiles them again.
+    """
+    package = Path(__file__).parents[2]
+    current = {cache_name(source) for source in package.rglob("*.c")}
+    if cache_dir.is_dir():
+        for path in cache_dir.iterdir():
+            # A name that begins with a dot is one that is being compiled now.
+            if path.name not in current and not path.name.startswith(".") and path.is_file():
+                path.unlink(missing_ok=True)
 
 
 def _is_trusted(target: Path) -> bool:
