@@ -16,7 +16,9 @@ The tree, with the attributes that carry what a caller needs (no message parsing
     ├─ ResourceNameConflictError          .resource_type
     ├─ ResourceCreationError              .resource_type .error_type
     │  ├─ IsolationError                  .missing: this host gives less isolation than was required
-    │  └─ EngineUnavailableError          a program or kernel feature is missing; the message has the fix
+    │  ├─ EngineUnavailableError          a program or kernel feature is missing; the message has the fix
+    │  └─ HostDiskFullError               .folder .free_bytes .min_free_bytes .usage: the host keeps what is left; it is
+    │                                     a SandboxOperationError, too, for uploads are refused with it
     ├─ ValidationError                    .field .details .error_type
     ├─ QuotaExceededError                 .quota_type
     ├─ DataplaneNotConfiguredError
@@ -47,6 +49,7 @@ __all__ = [
     "CommandTimeoutError",
     "DataplaneNotConfiguredError",
     "EngineUnavailableError",
+    "HostDiskFullError",
     "IsolationError",
     "OutputLostError",
     "QuotaExceededError",
@@ -226,6 +229,43 @@ class SandboxOperationError(SandboxClientError):
     def __str__(self) -> str:
         text = super().__str__()
         return f"{text} [{self.error_type}]" if self.error_type else text
+
+
+class HostDiskFullError(ResourceCreationError, SandboxOperationError):
+    """The host's file system has too little room left, so nothing new begins there; what runs goes on.
+
+    Sandboxes are not made or started, nothing is captured, built, imported or uploaded. Deleting and stopping work.
+
+    Attributes:
+        folder: The host's state folder.
+        free_bytes: What its file system has left.
+        min_free_bytes: What the host keeps of that, for what runs already and for its records.
+        usage: What takes the room in the folder: bytes by kind (``sandboxes``, ``snapshots``, ``records``, ...).
+        resource_type: ``"sandbox"`` or ``"snapshot"``, where one was to be made or started, else ``None``.
+        operation: ``"write"`` where an upload was refused, else ``None``.
+        error_type: ``"HostDiskFull"``.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        folder: str | None = None,
+        free_bytes: int | None = None,
+        min_free_bytes: int | None = None,
+        usage: Mapping[str, int] | None = None,
+        resource_type: str | None = None,
+        operation: str | None = None,
+    ) -> None:
+        ResourceCreationError.__init__(self, message, resource_type, "HostDiskFull")
+        self.operation = operation
+        self.folder = folder
+        self.free_bytes = free_bytes
+        self.min_free_bytes = min_free_bytes
+        self.usage: dict[str, int] = dict(usage or {})
+
+    def __str__(self) -> str:
+        return f"{self.args[0]} [{self.error_type}]"
 
 
 class CommandTimeoutError(SandboxOperationError):

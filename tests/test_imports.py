@@ -16,6 +16,7 @@ LEVELS = {
     "protocol": 2,
     "sockets": 2,
     "threads": 3,
+    "room": 3,
     "tunnels": 3,
     "actors": 3,
     "engine": 4,
@@ -30,7 +31,7 @@ LEVELS = {
     "testing": 8,
 }
 """A module may import from a lower level, and from its own part."""
-SAME_LEVEL = {("snapshots", "store"), ("snapshots", "engine")}
+SAME_LEVEL = {("snapshots", "store"), ("snapshots", "engine"), ("room", "threads")}
 IMPURE = {"asyncio", "logging", "select", "socket", "subprocess", "threading", "time", "trio"}
 MODULES = sorted(path for path in PACKAGE.rglob("*.py"))
 

@@ -67,7 +67,7 @@ async def capture_stopped(
     await ensure_clean(path)
     try:
         with _image(state_dir) as image:
-            mounts = await _on_disk(copier, state_dir, image, ("disk", "data", str(_IMAGE_FD)))
+            mounts = await _on_disk(copier, state_dir, image, ("disk", "data", str(_IMAGE_FD), ""))
             return await copier.copy(mounts, target, first_id=first_id, reserve_bytes=reserve_bytes)
     finally:
         # The next container must not find it mounted still.

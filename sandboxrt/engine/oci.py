@@ -12,6 +12,7 @@ import contextlib
 import errno
 import functools
 import json
+import logging
 import os
 import re
 import shutil
@@ -24,6 +25,7 @@ from typing import Any
 import attrs
 import trio
 
+from sandboxrt.actors import RestartPolicy, supervise
 from sandboxrt.engine import probe as host_probe
 from sandboxrt.engine.base import (
     Captured,
@@ -39,6 +41,7 @@ from sandboxrt.engine.cgroup_events import CgroupEvents
 from sandboxrt.engine.cgroups import SandboxCgroups
 from sandboxrt.engine.copy.copier import Copier, Freezer
 from sandboxrt.engine.disk import DiskTemplates, detach_loops_below, ensure_clean
+from sandboxrt.engine.ext4 import can_keep_back
 from sandboxrt.engine.findings import GUEST_KERNEL_RUNTIMES
 from sandboxrt.engine.idmap import read_subids, subid_ranges_of
 from sandboxrt.engine.init import INIT_SOURCE, IdMap, InitChannel, build_tool
@@ -52,6 +55,7 @@ from sandboxrt.engine.launch.plan import (
     covered_folder,
 )
 from sandboxrt.engine.launch.program import Finished, run_launcher
+from sandboxrt.engine.ledger import DiskLedger
 from sandboxrt.engine.probe import LAUNCH_SOURCE, HostProbe, probe_host
 from sandboxrt.engine.remove_tree import remove_tree
 from sandboxrt.engine.requirements import require_isolation, require_runtime
@@ -59,9 +63,12 @@ from sandboxrt.engine.runtime_exec import STDIO_FD, ExecChannel, ExecStrategy, R
 from sandboxrt.engine.runtime_exec.strategy import choose_strategy, relay_process
 from sandboxrt.errors import ResourceCreationError
 from sandboxrt.models import IsolationReport
+from sandboxrt.room import Room
 from sandboxrt.threads import run_blocking
 
 __all__ = ["OciContainer", "OciEngine"]
+
+_log = logging.getLogger("sandboxrt.engine")
 
 _OOM_SCORE_ADJ = 500
 """Commands go before the init, and before the host's own programs, when memory is short."""
@@ -70,6 +77,7 @@ _READY_TIMEOUT_S = 10.0
 _CLOSE_TIMEOUT_S = 10.0
 _REMOVE_TIMEOUT_S = 60.0
 _CONCURRENT_STARTS = 6
+_LEDGER = RestartPolicy(max_restarts=100, within_s=60.0)
 _RECORD = re.compile(r"run\.([0-9a-f]{32})")
 _LOOP = re.compile(r"^loop (\d+)$", re.MULTILINE)
 
@@ -85,6 +93,7 @@ class _Remains:
         init: A descriptor of its first process, where known.
         image: Its disk image, where it has one.
         loop: Number of the loop device that held the image, where known.
+        leave: Ends what the ledger keeps for its disk.
     """
 
     id: str
@@ -93,6 +102,7 @@ class _Remains:
     init: int | None = None
     image: Path | None = None
     loop: int | None = None
+    leave: Callable[[], None] | None = None
 
     async def free(self) -> None:
         """Kill what is left and free everything. Idempotent.
@@ -103,6 +113,8 @@ class _Remains:
         Cancellation: shielded; bounded by 10 s as a whole.
         """
         left: list[str] = []
+        if self.leave is not None:
+            self.leave()
         with trio.CancelScope(shield=True):
             deadline = trio.current_time() + _CLOSE_TIMEOUT_S
             steps: list[tuple[str, Callable[[], Awaitable[object]]]] = [
@@ -148,6 +160,10 @@ class _Remains:
         while await run_blocking(None, functools.partial(_holds, backing, self.image)):
             await trio.sleep(pause_s)
             pause_s = min(2 * pause_s, 0.1)
+
+
+def _ledger_failed(error: Exception) -> None:
+    _log.error("nobody watches the disks of this host's sandboxes any more", exc_info=error)
 
 
 def _holds(backing: Path, image: Path) -> bool:
@@ -257,22 +273,28 @@ class OciEngine:
         state_dir: The host's state folder; templates and compiled programs are kept there.
         runtime: Name or path: ``crun``, ``runc``, ``runsc``.
         strategy: How commands get into containers; what fits the runtime where left out.
+        room: The room for the state folder, and how much of it is kept.
     """
 
     state_dir: Path
     runtime: str = "crun"
     strategy: ExecStrategy | None = None
+    room: Room = attrs.field(default=attrs.Factory(lambda self: Room(self.state_dir), takes_self=True), kw_only=True)
     _stack: contextlib.AsyncExitStack = attrs.field(factory=contextlib.AsyncExitStack, init=False)
     _nursery: trio.Nursery | None = attrs.field(default=None, init=False)
     _events: CgroupEvents | None = attrs.field(default=None, init=False)
     _starts: trio.CapacityLimiter = attrs.field(factory=lambda: trio.CapacityLimiter(_CONCURRENT_STARTS), init=False)
     _disks: DiskTemplates | None = attrs.field(default=None, init=False)
     _tools: _Tools | None = attrs.field(default=None, init=False)
+    _ledger: DiskLedger = attrs.field(
+        default=attrs.Factory(lambda self: DiskLedger(self.state_dir, self.room), takes_self=True), init=False
+    )
 
     async def __aenter__(self) -> OciEngine:
         async with contextlib.AsyncExitStack() as stack:
             self._nursery = await stack.enter_async_context(trio.open_nursery())
             self._events = await stack.enter_async_context(CgroupEvents.open())
+            self._nursery.start_soon(supervise, self._ledger.run, _ledger_failed, _LEDGER)
             self._stack = stack.pop_all()
         return self
 
@@ -299,6 +321,7 @@ class OciEngine:
         async with self._starts:
             try:
                 channel = await self._start(spec, probe, remains, strategy)
+                await self._enter_disk(remains)
             except BaseException:
                 await remains.free()
                 raise
@@ -370,6 +393,7 @@ class OciEngine:
             record=remains.record,
             pid_file=remains.record / "pid",
             strategy=strategy,
+            disk_options="" if can_keep_back() else "discard",
         )
         await self._prepare_disk(plan, remains)
         kind = socket.SOCK_SEQPACKET if plan.is_init_served else socket.SOCK_STREAM
@@ -387,6 +411,19 @@ class OciEngine:
         if plan.is_init_served:
             return await self._adopt(ours, spec, probe)
         return await self._adopt_held(ours, plan, tools, remains, _id_map(spec, probe))
+
+    async def _enter_disk(self, remains: _Remains) -> None:
+        """Before anything runs on it, have the ledger say how much of its disk a container may take."""
+        if remains.image is None or remains.loop is None:
+            return
+        cgroups = remains.cgroups if remains.cgroups is not None and remains.cgroups.tree_folder is not None else None
+        account = await self._ledger.admit(
+            remains.image,
+            remains.loop,
+            freeze=None if cgroups is None else cgroups.freeze,
+            thaw=None if cgroups is None else cgroups.thaw,
+        )
+        remains.leave = functools.partial(self._ledger.leave, account)
 
     async def _prepare_disk(self, plan: LaunchPlan, remains: _Remains) -> None:
         state_dir = plan.spec.state_dir

@@ -20,7 +20,7 @@
  *   dir PATH MODE ID            make a folder owned by ID:ID (kept when it exists)
  *   file PATH MODE ID TEXT      make a file owned by ID:ID
  *   copy PATH MODE FD           copy the file FD
- *   disk PATH FD                mount the ext4 image open at FD at PATH; prints "loop N" on descriptor 2
+ *   disk PATH FD OPTIONS        mount the ext4 image open at FD at PATH; prints "loop N" on descriptor 2
  *   share PATH NUMBER FD        mount at PATH, read-only, what loop device NUMBER holds, if it is the image open at FD
  *   bind PATH FD                mount the folder open at FD at PATH
  *   overlay PATH OPTIONS        mount an overlay
@@ -464,12 +464,13 @@ static void mount_disk(void)
 {
 	const char *path = argument();
 	int device = attach_loop(descriptor());
+	const char *options = argument();
 	char source[32];
 	struct stat st;
 	if (fstat(device, &st) != 0)
 		fail("disk", "fstat");
 	snprintf(source, sizeof source, "/dev/loop%u", (unsigned)((st.st_rdev & 0xff) | ((st.st_rdev >> 12) & 0xfff00)));
-	mount_at(source, path, "ext4", MS_NOSUID | MS_NODEV | MS_NOATIME, "");
+	mount_at(source, path, "ext4", MS_NOSUID | MS_NODEV | MS_NOATIME, options);
 	close(device); /* after the mount: closing before it would free the device */
 }
 

@@ -72,6 +72,7 @@ class LaunchPlan:
         record: The folder that the runtime keeps its record of this container in.
         pid_file: Where the runtime writes the first process's id.
         strategy: How commands get in; without the init, the first process just waits for the end of its input.
+        disk_options: How the disk is mounted. With ``discard`` the host has back at once what is removed inside.
     """
 
     spec: ContainerSpec
@@ -81,6 +82,7 @@ class LaunchPlan:
     record: Path
     pid_file: Path
     strategy: ExecStrategy = ExecStrategy.INIT
+    disk_options: str = "discard"
 
     @property
     def owner(self) -> int:
@@ -157,7 +159,9 @@ class LaunchPlan:
 
     def _mount(self, stacks: dict[str, list[tuple[int, Layer]]]) -> Iterator[str]:
         owner = str(self.owner)
-        yield from ("disk", "data", str(DISK_FD)) if self.has_disk else ("bind", "data", str(_DATA_SLOT))
+        yield from (
+            ("disk", "data", str(DISK_FD), self.disk_options) if self.has_disk else ("bind", "data", str(_DATA_SLOT))
+        )
         yield from ("dir", "data/upper", "755", "0", "dir", "data/work", "755", "0", "dir", "data/tmp", "1777", owner)
         for at, stack in stacks.items():
             lower = [f"/proc/self/fd/{slot}" for slot, _ in stack]
