@@ -458,15 +458,20 @@ class Engine(Protocol):
         """
         ...
 
-    async def release(self, state_dir: Path) -> None:
-        """End and free everything that containers of ``state_dir`` may have left on this host, but keep their files.
+    async def release(self, state_dir: Path, container_id: str) -> None:
+        """End and free everything that a container of ``state_dir`` may have left on this host, but keep its files.
 
         For those of owners that died, before their files are used again. Idempotent.
+
+        Args:
+            state_dir: The sandbox's folder.
+            container_id: The spec's id. What is recorded in the folder of containers with other ids came with a copy
+                of it: they are not touched, only their records go.
         """
         ...
 
-    async def discard(self, state_dir: Path) -> None:
-        """Remove ``state_dir`` and everything that any container of it may have left on this host.
+    async def discard(self, state_dir: Path, container_id: str) -> None:
+        """Remove ``state_dir`` and everything that its container may have left on this host; see :meth:`release`.
 
         For closed containers, and for those of owners that died (containers, mounts, loops, cgroups). Idempotent.
         """

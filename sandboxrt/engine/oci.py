@@ -57,6 +57,7 @@ from sandboxrt.engine.launch.plan import (
 from sandboxrt.engine.launch.program import Finished, run_launcher
 from sandboxrt.engine.ledger import DiskLedger
 from sandboxrt.engine.probe import LAUNCH_SOURCE, HostProbe, probe_host
+from sandboxrt.engine.remains import record_folder, records_in
 from sandboxrt.engine.remove_tree import remove_tree
 from sandboxrt.engine.requirements import require_isolation, require_runtime
 from sandboxrt.engine.runtime_exec import STDIO_FD, ExecChannel, ExecStrategy, RuntimeExec
@@ -78,7 +79,6 @@ _CLOSE_TIMEOUT_S = 10.0
 _REMOVE_TIMEOUT_S = 60.0
 _CONCURRENT_STARTS = 6
 _LEDGER = RestartPolicy(max_restarts=100, within_s=60.0)
-_RECORD = re.compile(r"run\.([0-9a-f]{32})")
 _LOOP = re.compile(r"^loop (\d+)$", re.MULTILINE)
 
 
@@ -317,7 +317,7 @@ class OciEngine:
         strategy = choose_strategy(self.strategy, probe.facts)
         require_isolation(spec, probe.report)
         cgroups = SandboxCgroups(probe.facts.hierarchy, spec.id, self._events) if probe.facts.cgroups.ok else None
-        remains = _Remains(spec.id, spec.state_dir / f"run.{spec.id}", cgroups)
+        remains = _Remains(spec.id, record_folder(spec.state_dir, spec.id), cgroups)
         async with self._starts:
             try:
                 channel = await self._start(spec, probe, remains, strategy)
@@ -340,20 +340,20 @@ class OciEngine:
             reserve_bytes=reserve_bytes,
         )
 
-    async def release(self, state_dir: Path) -> None:
+    async def release(self, state_dir: Path, container_id: str) -> None:
         """See :class:`~sandboxrt.engine.base.Engine`."""
         probe = await self._probe()
         with trio.CancelScope(shield=True):
-            for remains in _find_remains(state_dir, probe, self._events):
-                await remains.free()
+            for record in _records(state_dir):
+                await _remains_of(record, container_id, probe, self._events).free()
             with trio.move_on_after(_CLOSE_TIMEOUT_S):
                 await detach_loops_below(state_dir)
 
-    async def discard(self, state_dir: Path) -> None:
+    async def discard(self, state_dir: Path, container_id: str) -> None:
         """See :class:`~sandboxrt.engine.base.Engine`."""
         probe = await self._probe()
         with trio.CancelScope(shield=True):
-            await self.release(state_dir)
+            await self.release(state_dir, container_id)
             if not probe.facts.is_root and probe.facts.userns.ok:
                 await self._remove_others_files(state_dir / DATA_FOLDER)
             await remove_tree(state_dir)
@@ -544,16 +544,14 @@ def _start_error(plan: LaunchPlan, done: Finished) -> ResourceCreationError:
     return ResourceCreationError(f"{runtime} could not start the sandbox: {reason}", "sandbox", "SandboxConfig")
 
 
-def _find_remains(state_dir: Path, probe: HostProbe, events: CgroupEvents | None) -> list[_Remains]:
-    """The containers that a state folder's owner may have left behind."""
-    try:
-        names = sorted(entry.name for entry in state_dir.iterdir())
-    except (FileNotFoundError, NotADirectoryError):
-        return []
-    found = []
-    for name in names:
-        match = _RECORD.fullmatch(name)
-        if match:
-            cgroups = SandboxCgroups(probe.facts.hierarchy, match[1], events) if probe.facts.hierarchy.usable else None
-            found.append(_Remains(match[1], state_dir / name, cgroups))
-    return found
+def _records(state_dir: Path) -> list[Path]:
+    """The runtime's records that lie in a sandbox's folder, whosever they are."""
+    return [path for path in records_in(state_dir) if path.is_dir() and not path.is_symlink()]
+
+
+def _remains_of(record: Path, container_id: str, probe: HostProbe, events: CgroupEvents | None) -> _Remains:
+    """What a record stands for: the container of that id, or of any other nothing but itself."""
+    is_ours = record == record_folder(record.parent, container_id) and probe.facts.hierarchy.usable
+    return _Remains(
+        container_id, record, SandboxCgroups(probe.facts.hierarchy, container_id, events) if is_ours else None
+    )

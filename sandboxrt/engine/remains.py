@@ -13,11 +13,21 @@ from sandboxrt.engine.disk import loops_below
 from sandboxrt.engine.hierarchy import Hierarchy
 from sandboxrt.engine.launch.plan import DATA_FOLDER
 
-__all__ = ["SESSIONS_FOLDER", "Remains", "find_remains", "free_groups", "has_files", "has_nothing"]
+__all__ = [
+    "SESSIONS_FOLDER",
+    "Remains",
+    "find_remains",
+    "free_groups",
+    "has_files",
+    "has_nothing",
+    "record_folder",
+    "records_in",
+]
 
 SESSIONS_FOLDER = "sessions"
 """In a container's folder: what its owner remembers of commands. Nothing that programs inside wrote as files."""
 _END_TIMEOUT_S = 10.0
+_RECORD = "run."
 
 
 @attrs.frozen
@@ -47,14 +57,31 @@ class Remains:
         return ", ".join(words)
 
 
-def find_remains(folder: Path, container_id: str, hierarchy: Hierarchy) -> Remains:
-    """What is left of a container, whose folder may be gone. Blocking, and quick; changes nothing."""
-    cgroups = SandboxCgroups(hierarchy, container_id)
+def record_folder(folder: Path, container_id: str) -> Path:
+    """Where the runtime keeps its record of a container: its name is what everything else is found by."""
+    return folder / f"{_RECORD}{container_id}"
+
+
+def records_in(folder: Path) -> tuple[Path, ...]:
+    """All such records in a container's folder, those too that came with a copy of it. Blocking, and quick."""
+    return tuple(sorted(folder.glob(f"{_RECORD}*")))
+
+
+def find_remains(folder: Path, container_id: str | None, hierarchy: Hierarchy) -> Remains:
+    """What is left of a container, whose folder may be gone. Blocking, and quick; changes nothing.
+
+    Args:
+        folder: The sandbox's folder.
+        container_id: The container's; ``None`` where this folder is a copy, or from before a reboot, so that nothing
+            that runs can be its own.
+        hierarchy: Where control groups are.
+    """
+    cgroups = None if container_id is None else SandboxCgroups(hierarchy, container_id)
     return Remains(
-        pids=cgroups.members(),
-        groups=tuple(group for group in cgroups.folders if group.is_dir()),
+        pids=frozenset() if cgroups is None else cgroups.members(),
+        groups=() if cgroups is None else tuple(group for group in cgroups.folders if group.is_dir()),
         loops=loops_below(folder),
-        records=tuple(sorted(folder.glob("run.*"))),
+        records=() if container_id is None else tuple(p for p in (record_folder(folder, container_id),) if p.exists()),
     )
 
 
@@ -66,7 +93,7 @@ def has_files(folder: Path) -> bool:
 def has_nothing(folder: Path) -> bool:
     """Whether a container's folder is gone, or has nothing in it that programs inside wrote. Blocking, and quick."""
     names = [entry.name for entry in folder.iterdir()] if folder.exists() else []
-    return all(name == SESSIONS_FOLDER or name.startswith("run.") for name in names)
+    return all(name == SESSIONS_FOLDER or name.startswith(_RECORD) for name in names)
 
 
 async def free_groups(container_id: str, hierarchy: Hierarchy) -> None:

@@ -17,7 +17,7 @@ from sandboxrt.host.config import HostConfig
 from sandboxrt.host.host import Host
 from sandboxrt.host.ports import HostState
 from sandboxrt.host.provision import sandbox_dir
-from sandboxrt.store import RegistryRecords, SandboxRow, Store
+from sandboxrt.store import RegistryRecords, SandboxRow, Store, container_id
 
 __all__ = ["clean_leftovers", "default_engine", "open_host"]
 
@@ -119,7 +119,9 @@ async def _clean(store: Store, engine: Engine, state_dir: Path) -> tuple[list[st
                 if row.keep:
                     continue
                 try:
-                    await engine.discard(sandbox_dir(state_dir, row.engine_id))
+                    await engine.discard(
+                        sandbox_dir(state_dir, row.engine_id), container_id(store.identity, row.engine_id)
+                    )
                 except (OSError, RuntimeError, SandboxClientError) as error:
                     trouble.append(f"{row.name}: {error}")
                     continue
@@ -139,12 +141,13 @@ async def _adopt(store: Store, engine: Engine, state_dir: Path) -> list[SandboxR
                 if not row.keep:
                     continue
                 folder = sandbox_dir(state_dir, row.engine_id)
+                name = container_id(store.identity, row.engine_id)
                 try:
                     if row.status in ("provisioning", "deleting"):
-                        await engine.discard(folder)
+                        await engine.discard(folder, name)
                         await store.remove_sandbox(row.id)
                         continue
-                    await engine.release(folder)
+                    await engine.release(folder, name)
                 except (OSError, RuntimeError, SandboxClientError) as error:
                     # Left with its dead owner, for the next start.
                     _log.error("sandbox %s of a dead host could not be taken over: %s", row.id, error)

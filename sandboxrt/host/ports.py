@@ -30,6 +30,11 @@ class SandboxRecords(Protocol):
         """Who this process is among those that share the folder."""
         ...
 
+    @property
+    def identity(self) -> str:
+        """Who the state folder is on this machine: what containers' names begin with."""
+        ...
+
     async def add_sandbox(
         self,
         *,

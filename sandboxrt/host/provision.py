@@ -21,7 +21,7 @@ from sandboxrt.host.spill import SpillBudget
 from sandboxrt.models import RunConfig
 from sandboxrt.protocol.rest import CreateSandbox
 from sandboxrt.protocol.rest_fields import invalid
-from sandboxrt.store import SandboxRow
+from sandboxrt.store import SandboxRow, container_id
 
 __all__ = ["Workshop", "hostname", "make_container", "new_launcher", "record_sandbox", "sandbox_dir"]
 
@@ -76,7 +76,7 @@ async def make_container(shop: Workshop, request: CreateSandbox, row: SandboxRow
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     container = await shop.engine.create(
         ContainerSpec(
-            id=row.engine_id,
+            id=container_id(shop.records.identity, row.engine_id),
             hostname=hostname(request.name),
             uid_base=row.uid_base,
             layers=contents.layers,

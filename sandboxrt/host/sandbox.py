@@ -55,7 +55,7 @@ from sandboxrt.protocol.exec import ErrorFrame, Execute, Exit, Reconnect
 from sandboxrt.protocol.output import ReplayBuffer
 from sandboxrt.protocol.rest import CreateSandbox, SandboxInfo, UpdateSandbox
 from sandboxrt.snapshots.content import CaptureSource
-from sandboxrt.store import SandboxRow
+from sandboxrt.store import SandboxRow, container_id
 from sandboxrt.threads import run_blocking
 from sandboxrt.tunnels.mux import Wire
 
@@ -514,7 +514,9 @@ class Sandbox:
                 self._container = None
         finally:
             if self._folder is not None:
-                await self._shop.engine.discard(self._folder)
+                assert self._row is not None
+                name = container_id(self._shop.records.identity, self._row.engine_id)
+                await self._shop.engine.discard(self._folder, name)
                 self._folder = None
 
     @contextlib.contextmanager

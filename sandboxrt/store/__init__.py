@@ -1,6 +1,7 @@
 """What one machine knows about its sandboxes and snapshots: a SQLite file that several processes share.
 
-Layout of a state folder: ``state.db`` (with its WAL beside it) and ``owners/<owner_id>.lock``. Every open
+Layout of a state folder: ``state.db`` (with its WAL beside it), ``identity`` (who it is on this machine) and
+``owners/<owner_id>.lock``. Every open
 :class:`Store` is an *owner*: it holds an advisory lock on a file of its own for as long as it lives, however it ends.
 A sandbox belongs to the owner that added it. An owner whose lock is free is dead, and what it left may be cleaned by
 whoever takes the lock first; nothing else is ever cleaned, so processes share a state folder without knowing of each
@@ -14,6 +15,7 @@ Source: ours.
 from __future__ import annotations
 
 from sandboxrt.store.database import SCHEMA_VERSION, run_blocking
+from sandboxrt.store.identity import container_id
 from sandboxrt.store.keys import DEFAULT_TENANT, ApiKey, KeyRecords, NewKey
 from sandboxrt.store.link_keys import LinkKeys
 from sandboxrt.store.registries import RegistryRecords
@@ -42,5 +44,6 @@ __all__ = [
     "SnapshotRow",
     "Store",
     "canonical_id",
+    "container_id",
     "run_blocking",
 ]

@@ -19,6 +19,7 @@ import attrs
 
 from sandboxrt.errors import SandboxClientError
 from sandboxrt.store.database import SCHEMA_VERSION, connect, migrate, naming
+from sandboxrt.store.identity import container_id, find_identity
 from sandboxrt.store.owners import OwnerLock
 from sandboxrt.store.rows import SandboxRow, SnapshotRow, one_snapshot, select_sandboxes
 from sandboxrt.store.vault import SealError, Vault
@@ -86,6 +87,8 @@ class Recorded:
         unreadable: Those that are in neither, and why.
         lost_passwords: Registries' that cannot be read with the key file.
         locks: Owners that have a lock file, living or dead.
+        identity: Who the folder is on this machine; ``None`` where it is a copy, or was last opened before a reboot,
+            so that nothing that runs can be its own.
     """
 
     state_dir: Path
@@ -98,6 +101,11 @@ class Recorded:
     unreadable: tuple[UnreadableRow, ...] = ()
     lost_passwords: tuple[LostPassword, ...] = ()
     locks: frozenset[str] = frozenset()
+    identity: str | None = None
+
+    def container_id(self, engine_id: str) -> str | None:
+        """What the container of a sandbox is called where there may be one."""
+        return None if self.identity is None else container_id(self.identity, engine_id)
 
     @property
     def is_readable(self) -> bool:
@@ -126,7 +134,8 @@ def read_state(state_dir: Path) -> Recorded:
                     raise
                 found = Recorded(state_dir=state_dir, living=before, version=None, damage=(str(error),))
         locks = frozenset(path.stem for path in (state_dir / "owners").glob("*.lock"))
-        return attrs.evolve(found, living=before | living_owners(state_dir), locks=locks)
+        living = before | living_owners(state_dir)
+        return attrs.evolve(found, living=living, locks=locks, identity=find_identity(state_dir))
 
 
 def living_owners(state_dir: Path) -> frozenset[str]:

@@ -26,6 +26,7 @@ from sandboxrt.errors import (
 from sandboxrt.models import Isolation, Limits, Quota, RunConfig
 from sandboxrt.protocol.quota import check_quota
 from sandboxrt.store.database import connect, migrate, naming, run_blocking, transaction
+from sandboxrt.store.identity import settle_identity
 from sandboxrt.store.owners import OwnerLock
 from sandboxrt.store.rows import (
     FREE_BLOCK,
@@ -63,10 +64,12 @@ class Store:
     Attributes:
         state_dir: The folder.
         owner_id: 32 hex digits; who this store is among those that share the folder.
+        identity: Who the folder is on this machine; see ``store/identity.py``.
     """
 
     state_dir: Path
     owner_id: str
+    identity: str
     _connection: sqlite3.Connection = attrs.field(repr=False)
     _lock: OwnerLock = attrs.field(repr=False)
     _now: Callable[[], datetime] = attrs.field(repr=False)
@@ -108,9 +111,10 @@ class Store:
             connection = connect(state_dir / "state.db")
             undo.callback(connection.close)
             migrate(connection, state_dir)
+            identity, _ = settle_identity(state_dir)
             lock = OwnerLock.create(owners / f"{owner_id}.lock")
             undo.pop_all()
-        return cls(state_dir, owner_id, connection, lock, now, limiter)
+        return cls(state_dir, owner_id, identity, connection, lock, now, limiter)
 
     def _close(self) -> None:
         for lock in tuple(self._claims.values()):

@@ -170,11 +170,11 @@ class FakeEngine:
         self.captured[target / "tree" / upper_name("/")] = files
         return Captured(files.count_files(), files.used_bytes)
 
-    async def release(self, state_dir: Path) -> None:
+    async def release(self, state_dir: Path, container_id: str) -> None:
         """Nothing outlives a fake container."""
         await trio.lowlevel.checkpoint()
 
-    async def discard(self, state_dir: Path) -> None:
+    async def discard(self, state_dir: Path, container_id: str) -> None:
         """Forget the files of its container."""
         await trio.lowlevel.checkpoint()
         self.kept.pop(state_dir, None)

@@ -66,6 +66,7 @@ class MemoryRecords:
 
     def __init__(self, owner_id: str = "0" * 32) -> None:
         self.owner_id = owner_id
+        self.identity = "0" * 16
         self.rows: dict[str, SandboxRow] = {}
 
     async def add_sandbox(

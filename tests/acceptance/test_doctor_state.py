@@ -24,7 +24,7 @@ from cryptography.fernet import Fernet
 
 from sandboxrt.engine.cgroups import SandboxCgroups
 from sandboxrt.engine.hierarchy import this_host
-from sandboxrt.engine.remains import find_remains
+from sandboxrt.engine.remains import find_remains, record_folder
 from sandboxrt.errors import SandboxClientError
 from sandboxrt.host.config import HostConfig
 from sandboxrt.host.doctor.examine import examine
@@ -34,8 +34,9 @@ from sandboxrt.host.opening import default_engine, open_host
 from sandboxrt.models import Limits
 from sandboxrt.protocol.registries import CreateRegistry
 from sandboxrt.protocol.rest import CaptureSnapshot, CreateSandbox, CreateSnapshot
-from sandboxrt.store import Store
+from sandboxrt.store import Store, container_id
 from sandboxrt.store.database import _MIGRATIONS, SCHEMA_VERSION
+from sandboxrt.store.identity import find_identity, settle_identity
 from sandboxrt.store.vault import KEY_FILE
 from sandboxrt.testing.conformance import run
 from tests.images.catalogue import Catalogue
@@ -73,6 +74,12 @@ class Place:
     @property
     def sandbox_folder(self) -> Path:
         return self.folder / "sandboxes" / self.sandbox.replace("-", "")
+
+    @property
+    def container(self) -> str:
+        identity = find_identity(self.folder)
+        assert identity is not None
+        return container_id(identity, self.sandbox_folder.name)
 
     def snapshot(self, name: str) -> Path:
         return self.folder / "snapshots" / name
@@ -125,6 +132,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory, catalogue: Catalogue) -> Pla
 def place(whole: Place, tmp_path: Path) -> Iterator[Place]:
     copy = tmp_path / "state"
     subprocess.run(["cp", "-a", "--sparse=always", whole.folder, copy], check=True)
+    settle_identity(copy)
     with assert_nothing_left(copy):
         yield attrs.evolve(whole, folder=copy)
 
@@ -210,7 +218,7 @@ MENDED: dict[str, tuple[Damage, Kind]] = {
     "killed-server": (status("ready"), Kind.ABANDONED_SANDBOX),
     "no-folder": (lambda place: shutil.rmtree(place.sandbox_folder), Kind.SANDBOX_FILES_MISSING),
     "no-disk": (lambda place: (place.sandbox_folder / "disk.img").unlink(), Kind.SANDBOX_FILES_MISSING),
-    "record": (lambda p: (p.sandbox_folder / f"run.{p.sandbox_folder.name}").mkdir(), Kind.LEFTOVER_CONTAINER),
+    "record": (lambda p: record_folder(p.sandbox_folder, p.container).mkdir(), Kind.LEFTOVER_CONTAINER),
     "stray-sandbox": (stray_sandbox, Kind.STRAY_SANDBOX_FOLDER),
     "half-snapshot": (stray_snapshot(".build-"), Kind.STRAY_SNAPSHOT_FOLDER),
     "trash": (stray_snapshot(".trash-"), Kind.STRAY_SNAPSHOT_FOLDER),
@@ -376,7 +384,7 @@ async def test_a_server_that_was_killed(place: Place) -> None:
         assert keeper.stdout is not None
         keeper.stdout.close()
     with trio.fail_after(10):
-        while (left := find_remains(place.sandbox_folder, place.sandbox_folder.name, this_host())).pids or left.loops:
+        while (left := find_remains(place.sandbox_folder, place.container, this_host())).pids or left.loops:
             await trio.sleep(0.05)  # Its disk is unmounted, and changes by that.
     assert (place.folder / "state.db-wal").exists(), "what was not written back is read, too"
     assert Kind.ABANDONED_SANDBOX in kinds(place)
@@ -387,7 +395,7 @@ async def test_a_server_that_was_killed(place: Place) -> None:
 
 @pytest.mark.parametrize("has_folder", [True, False], ids=["folder", "no folder"])
 async def test_processes_that_nobody_owns(place: Place, has_folder: bool) -> None:
-    cgroups = SandboxCgroups(this_host(), place.sandbox_folder.name)
+    cgroups = SandboxCgroups(this_host(), place.container)
     await cgroups.prepare()
     sleeper = subprocess.Popen(["sleep", "60"])
     try:

@@ -223,7 +223,7 @@ async def test_kill_9_of_the_owner_leaves_nothing_frozen(workplace: Workplace, a
         assert owner.stdout is not None
         owner.stdout.close()
     async with OciEngine(workplace.folder) as engine:
-        await engine.discard(workplace.folder / "sandboxes" / name)
+        await engine.discard(workplace.folder / "sandboxes" / name, name)
     with trio.fail_after(10):
         while processes_of(ids):
             await trio.sleep(0.02)

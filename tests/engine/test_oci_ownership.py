@@ -107,7 +107,7 @@ async def test_leaving_the_engine_ends_its_containers(workplace: Workplace) -> N
         while processes_of(workplace.blocks()):
             await trio.sleep(0.02)
     async with OciEngine(workplace.folder) as engine:
-        await engine.discard(spec.state_dir)
+        await engine.discard(spec.state_dir, spec.id)
     assert await settled(workplace) == []
 
 
@@ -163,8 +163,8 @@ async def test_kill_9_of_the_owner_ends_all_processes_and_discard_removes_the_re
         owner.stdout.close()
     async with OciEngine(workplace.folder, runtime) as engine:
         for name in workplace.ids:
-            await engine.discard(workplace.folder / "sandboxes" / name)
-            await engine.discard(workplace.folder / "sandboxes" / name)
+            await engine.discard(workplace.folder / "sandboxes" / name, name)
+            await engine.discard(workplace.folder / "sandboxes" / name, name)
     assert await settled(workplace) == []
     assert list((workplace.folder / "sandboxes").iterdir()) == []
 
@@ -175,7 +175,7 @@ async def test_discard_ends_a_container_that_lives(engine: OciEngine, workplace:
     container = await engine.create(spec)
     depth = "python3 -c \"import os\nfor _ in range(5000): os.mkdir('d'); os.chdir('d')\""
     await output(container, depth, cwd="/root")
-    await engine.discard(spec.state_dir)
+    await engine.discard(spec.state_dir, spec.id)
     assert not spec.state_dir.exists()
     assert await settled(workplace) == []
     with trio.fail_after(5):

@@ -63,7 +63,7 @@ async def container(request: pytest.FixtureRequest, workplace: Workplace) -> Asy
             yield made
         finally:
             await made.close()
-            await engine.discard(spec.state_dir)
+            await engine.discard(spec.state_dir, spec.id)
     assert await settled(workplace) == []
     assert children() <= before
 
@@ -495,7 +495,7 @@ async def test_kill_9_of_the_owner_ends_everything(workplace: Workplace, runtime
         assert owner.stdout is not None
         owner.stdout.close()
     async with OciEngine(workplace.folder, runtime) as engine:
-        await engine.discard(workplace.folder / "sandboxes" / name)
+        await engine.discard(workplace.folder / "sandboxes" / name, name)
     assert await settled(workplace) == []
     assert list((workplace.folder / "sandboxes").iterdir()) == []
 
@@ -518,5 +518,5 @@ async def test_gvisor_and_all_in_it_are_under_the_limits(workplace: Workplace) -
                 assert await container.oom_kills() >= 1
         finally:
             await container.close()
-            await engine.discard(spec.state_dir)
+            await engine.discard(spec.state_dir, spec.id)
     assert await settled(workplace) == []

@@ -72,7 +72,7 @@ async def running(
             await container.close()
     finally:
         with trio.CancelScope(shield=True):
-            await engine.discard(spec.state_dir)
+            await engine.discard(spec.state_dir, spec.id)
 
 
 async def start(container: OciContainer, *argv: str, identity: Identity = ROOT, cwd: str = "/tmp") -> Process:

@@ -191,10 +191,10 @@ def _sandbox_findings(evidence: _Evidence) -> Iterator[Finding]:
                 what = "its folder is gone while its owner lives"
                 yield Finding(Kind.SANDBOX_FILES_MISSING, what, _named(row), advice="delete the sandbox")
             continue
-        yield from _dead_owners(row, folder, evidence.hierarchy)
+        yield from _dead_owners(row, folder, evidence)
 
 
-def _dead_owners(row: SandboxRow, folder: Path, hierarchy: Hierarchy) -> Iterator[Finding]:
+def _dead_owners(row: SandboxRow, folder: Path, evidence: _Evidence) -> Iterator[Finding]:
     """What is wrong with a sandbox whose owner is dead: nothing, when it is kept, at rest and whole."""
     where = _named(row)
     if not row.keep:
@@ -205,7 +205,7 @@ def _dead_owners(row: SandboxRow, folder: Path, hierarchy: Hierarchy) -> Iterato
         what = "its owner died while it was " + ("made" if row.status == "provisioning" else "deleted")
         yield Finding(Kind.INTERRUPTED_SANDBOX, what, where, repair="remove what is left of it")
         return
-    remains = find_remains(folder, row.engine_id, hierarchy)
+    remains = find_remains(folder, evidence.recorded.container_id(row.engine_id), evidence.hierarchy)
     if row.status in ("ready", "stopped") and not has_files(folder):
         what = f"its files are gone from {folder}"
         if has_nothing(folder):
@@ -235,7 +235,7 @@ def _stray_findings(evidence: _Evidence) -> Iterator[Finding]:
             what = "nothing of a sandbox's has such a name"
             yield Finding(Kind.STRAY_SANDBOX_FOLDER, what, str(folder), advice="look what it is, and move it away")
             continue
-        remains = find_remains(folder, name, evidence.hierarchy)
+        remains = find_remains(folder, evidence.recorded.container_id(name), evidence.hierarchy)
         what = "no sandbox is recorded for this folder" + (f", which has left {remains}" if remains else "")
         if evidence.recorded.living:
             # One of them might hold it, with a database that was exchanged beneath it.

@@ -26,7 +26,7 @@ from sandboxrt.host.provision import sandbox_dir
 from sandboxrt.snapshots.content import SnapshotContent
 from sandboxrt.snapshots.disk import remove_tree
 from sandboxrt.snapshots.library import SnapshotLibrary
-from sandboxrt.store import SandboxRow, Store, run_blocking
+from sandboxrt.store import SandboxRow, Store, container_id, run_blocking
 
 __all__ = ["Repaired", "repair"]
 
@@ -128,32 +128,34 @@ class _Mender:
 
     async def _settle_sandbox(self, row: SandboxRow) -> None:
         folder = sandbox_dir(self.store.state_dir, row.engine_id)
+        name = container_id(self.store.identity, row.engine_id)
         if not row.keep or row.status in ("provisioning", "deleting"):
-            await self._free_groups(row.engine_id, folder)
-            await self.engine.discard(folder)
+            await self._free_groups(name, folder)
+            await self.engine.discard(folder, name)
             await self.store.remove_sandbox(row.id)
             return
-        remains = await trio.to_thread.run_sync(find_remains, folder, row.engine_id, self.hierarchy)
+        remains = await trio.to_thread.run_sync(find_remains, folder, name, self.hierarchy)
         if remains:
-            await self._free_groups(row.engine_id, folder)
-            await self.engine.release(folder)
+            await self._free_groups(name, folder)
+            await self.engine.release(folder, name)
         if row.status in ("ready", "stopped") and not await trio.to_thread.run_sync(has_files, folder):
             if await trio.to_thread.run_sync(has_nothing, folder):
                 # Without a folder a failed sandbox can be seen and deleted, and not be started.
                 await self.store.set_sandbox_status(row.id, "failed", _FILES_GONE)
-                await self.engine.discard(folder)
+                await self.engine.discard(folder, name)
         elif row.status == "ready":
             await self.store.adopt_sandbox(row.id, "stopped")
 
-    async def _free_groups(self, engine_id: str, folder: Path) -> None:
+    async def _free_groups(self, name: str, folder: Path) -> None:
         """Free control groups that the engine does not find, because the runtime's record of them is lost."""
-        remains = await trio.to_thread.run_sync(find_remains, folder, engine_id, self.hierarchy)
+        remains = await trio.to_thread.run_sync(find_remains, folder, name, self.hierarchy)
         if remains.groups and not remains.records:
-            await free_groups(engine_id, self.hierarchy)
+            await free_groups(name, self.hierarchy)
 
     async def _remove_stray(self, folder: Path) -> None:
-        await self._free_groups(folder.name, folder)
-        await self.engine.discard(folder)
+        name = container_id(self.store.identity, folder.name)
+        await self._free_groups(name, folder)
+        await self.engine.discard(folder, name)
 
     # -- snapshots -----------------------------------------------------------------------------------------------------
 
