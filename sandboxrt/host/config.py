@@ -32,6 +32,11 @@ def _default_concurrency() -> int:
     return max(4, 2 * (os.cpu_count() or 1))
 
 
+def _absolute(path: str | os.PathLike[str]) -> Path:
+    """Programs that are started from elsewhere get it, too, and the working folder may change meanwhile."""
+    return Path(path).absolute()
+
+
 @attrs.frozen(kw_only=True)
 class HostConfig:
     """The settings of one host.
@@ -59,7 +64,7 @@ class HostConfig:
             hosts have kept: for servers. Otherwise a host's sandboxes go with it.
     """
 
-    state_dir: Path = attrs.field(factory=default_state_dir, converter=Path)
+    state_dir: Path = attrs.field(factory=default_state_dir, converter=_absolute)
     runtime: str = attrs.field(factory=_default_runtime)
     limits: Limits = DEFAULT_LIMITS
     quota: Quota = attrs.field(factory=Quota)

@@ -37,6 +37,7 @@ from sandboxrt.server.auth import Authenticator, EveryoneIsDefault, KeyAuthentic
 from sandboxrt.server.guarded import ConnectionLimits, serve_connections
 from sandboxrt.server.snapshots import HOST_SNAPSHOT
 from sandboxrt.store import KeyRecords, LinkKeys, Store
+from sandboxrt.store.serving import ServingLock
 
 __all__ = ["RunningServer", "ServerSettings", "open_server"]
 
@@ -162,7 +163,8 @@ async def open_server(
 
     Raises:
         ValidationError: The settings are unsafe or contradict each other.
-        SandboxClientError: It cannot listen, or sandboxes cannot run here; the message says why.
+        SandboxClientError: It cannot listen, sandboxes cannot run here, or another process serves the state folder;
+            the message says why.
 
     Cancellation: As leaving; bounded by ``drain_s`` and the host's ``cleanup_limit_s``.
     """
@@ -171,6 +173,7 @@ async def open_server(
     tls = _tls(settings)
     async with contextlib.AsyncExitStack() as stack:
         store = await stack.enter_async_context(Store.open(settings.host.state_dir))
+        serving = stack.enter_context(ServingLock.held(store.state_dir))
         authenticator: Authenticator = EveryoneIsDefault(settings.public_url)
         if not settings.insecure_no_auth:
             authenticator = KeyAuthenticator(KeyRecords(store))
@@ -189,6 +192,8 @@ async def open_server(
         await _warn_of_default(host, told.default_snapshot)
         app = App(host, authenticator, told, LinkKeys(store))
         await stack.enter_async_context(_serving(app, listeners, settings.connections, tls))
+        serving.announce(url)
+        await _tell_of_others(store)
         yield RunningServer(url, port, app, app.stopping)
 
 
@@ -251,6 +256,15 @@ async def _warn_of_default(host: Host, name: str | None) -> None:
             _log.warning(
                 "the default snapshot '%s' is %s: sandboxes that name none fail until then", name, found.status
             )
+
+
+async def _tell_of_others(store: Store) -> None:
+    if others := await store.other_owners():
+        _log.warning(
+            "%d other processes have sandboxes of their own in %s: those stay theirs and are not shown here",
+            others,
+            store.state_dir,
+        )
 
 
 async def _listen(bind: str, port: int) -> list[trio.SocketListener]:

@@ -186,6 +186,12 @@ def connect(path: Path) -> sqlite3.Connection:
     # connections to it, and then another process takes itself for the last one and removes the log beneath them.
     with contextlib.suppress(FileExistsError):
         os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+    if os.stat(path).st_nlink > 1:
+        raise SandboxClientError(
+            f"{path} is one file in two folders, as `cp -al` makes them: what is written in one damages the other. "
+            f"Give this folder a file of its own: cp -p {path} {path}.own && mv {path}.own {path}, and likewise the "
+            "disks of its sandboxes; or make the copy again without links"
+        )
     db = sqlite3.connect(path, timeout=_BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False)
     try:
         db.row_factory = sqlite3.Row

@@ -39,7 +39,7 @@ class OwnerLock:
     def take(cls, path: Path) -> OwnerLock | None:
         """Lock a dead owner's file, or return ``None``: it lives, another was first, or there is no such file."""
         try:
-            descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         except FileNotFoundError:
             return None
         try:

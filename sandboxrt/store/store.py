@@ -28,6 +28,7 @@ from sandboxrt.protocol.quota import check_quota
 from sandboxrt.store.database import connect, migrate, naming, run_blocking, transaction
 from sandboxrt.store.identity import settle_identity
 from sandboxrt.store.owners import OwnerLock
+from sandboxrt.store.privacy import make_private
 from sandboxrt.store.rows import (
     FREE_BLOCK,
     OWNS_SOMETHING,
@@ -106,6 +107,7 @@ class Store:
         owner_id = uuid.uuid4().hex
         with naming(state_dir), contextlib.ExitStack() as undo:
             state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+            make_private(state_dir)
             owners = state_dir / "owners"
             owners.mkdir(mode=0o700, exist_ok=True)
             connection = connect(state_dir / "state.db")
@@ -334,6 +336,15 @@ class Store:
         return await self.transact(lambda db: select_sandboxes(db, "owner_id = ?", (owner_id,)), write=False)
 
     # -- owners ------------------------------------------------------------------------------------------------------
+
+    async def other_owners(self) -> int:
+        """How many other owners live and have sandboxes in the folder."""
+
+        def count(db: sqlite3.Connection) -> int:
+            owners = [row[0] for row in db.execute("SELECT DISTINCT owner_id FROM sandboxes")]
+            return sum(owner != self.owner_id and not OwnerLock.is_free(self._lock_path(owner)) for owner in owners)
+
+        return await self.transact(count, write=False)
 
     async def dead_owners(self) -> tuple[str, ...]:
         """Owners that are gone and left something: sandboxes, half-built snapshots, or just their lock file.

@@ -22,6 +22,7 @@ from sandboxrt.host.doctor.snapshots import SnapshotEvidence, snapshot_findings,
 from sandboxrt.host.provision import sandbox_dir
 from sandboxrt.store import SCHEMA_VERSION, UID_BLOCK_BASE, UID_BLOCK_COUNT, UID_BLOCK_SIZE, SandboxRow
 from sandboxrt.store.examine import Recorded, read_state
+from sandboxrt.store.privacy import exposures
 
 __all__ = ["END_IT_FIRST", "examine"]
 
@@ -66,12 +67,13 @@ def examine(
     """
     state_dir = state_dir.absolute()
     groups = hierarchy or this_host()
+    exposed = tuple(_exposure_findings(state_dir))
     living, findings = _look(state_dir, groups)
     if findings and living - ignoring:
         sleep(_SECOND_LOOK_AFTER_S)
         living, again = _look(state_dir, groups)
         findings = tuple(finding for finding in again if finding in findings)
-    return Examination(state_dir, living - ignoring, findings)
+    return Examination(state_dir, living - ignoring, (*exposed, *findings))
 
 
 def _look(state_dir: Path, hierarchy: Hierarchy) -> tuple[frozenset[str], tuple[Finding, ...]]:
@@ -113,6 +115,14 @@ def _allowed(recorded: Recorded, findings: tuple[Finding, ...]) -> Iterator[Find
 
 def _names(folder: Path) -> tuple[str, ...]:
     return tuple(sorted(path.name for path in folder.iterdir())) if folder.is_dir() else ()
+
+
+def _exposure_findings(state_dir: Path) -> Iterator[Finding]:
+    for each in exposures(state_dir) if state_dir.is_dir() else ():
+        if each.mode is None:
+            yield Finding(Kind.EXPOSED_FOLDER, f"it {each.what}", str(each.path), advice=each.command)
+        elif each.matters:
+            yield Finding(Kind.EXPOSED_FOLDER, f"it {each.what}", str(each.path), repair=each.command)
 
 
 # -- the database ------------------------------------------------------------------------------------------------------

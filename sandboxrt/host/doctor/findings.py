@@ -13,6 +13,7 @@ __all__ = ["Examination", "Finding", "Kind"]
 class Kind(enum.Enum):
     """The kinds of findings; the values are what users see."""
 
+    EXPOSED_FOLDER = "exposed-folder"
     DAMAGED_DATABASE = "damaged-database"
     NEWER_SCHEMA = "newer-schema"
     OLDER_SCHEMA = "older-schema"
