@@ -358,11 +358,13 @@ async def test_a_folder_with_something_in_it_is_not_given_up(place: Place) -> No
 
 async def test_an_older_schema(tmp_path: Path) -> None:
     folder = tmp_path / "state"
-    (folder / "owners").mkdir(parents=True)
+    folder.mkdir(mode=0o700)
+    (folder / "owners").mkdir(mode=0o700)
     with contextlib.closing(sqlite3.connect(folder / "state.db", isolation_level=None)) as db:
         for statement in _MIGRATIONS[0]:
             db.execute(statement)
         db.execute("PRAGMA user_version = 1")
+    (folder / "state.db").chmod(0o600)
     place = Place(folder, "", "", "")
     assert kinds(place) == [Kind.OLDER_SCHEMA]
     await mend(place)
