@@ -170,7 +170,8 @@ def _start_logs(access_log: bool) -> None:
     errors = logging.StreamHandler(sys.stderr)
     errors.setFormatter(_JsonLines())
     logging.getLogger("sandboxrt").addHandler(errors)
-    logging.getLogger("sandboxrt.host.commands").setLevel(logging.INFO)
+    for name in ("sandboxrt.host.commands", "sandboxrt.host.adoption"):
+        logging.getLogger(name).setLevel(logging.INFO)
     access = logging.getLogger("sandboxrt.server.access")
     access.propagate = False
     if access_log:

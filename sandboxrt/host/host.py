@@ -10,7 +10,7 @@ import contextlib
 import logging
 import re
 from collections import Counter
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Collection, Sequence
 
 import attrs
 import trio
@@ -31,9 +31,10 @@ from sandboxrt.host.config import HostConfig
 from sandboxrt.host.connections import PortStream
 from sandboxrt.host.directory import Directory
 from sandboxrt.host.files import SandboxFile
+from sandboxrt.host.leftovers import Leftovers
 from sandboxrt.host.lifetime import check_ttl
 from sandboxrt.host.ports import HostState
-from sandboxrt.host.provision import Workshop
+from sandboxrt.host.provision import Workshop, sandbox_dir
 from sandboxrt.host.registries import Registries
 from sandboxrt.host.replay import ReplayBudget
 from sandboxrt.host.sandbox import Sandbox, SandboxStatus
@@ -44,7 +45,7 @@ from sandboxrt.models import IsolationReport, ResourceStatus, Snapshot
 from sandboxrt.protocol.exec import Execute, Reconnect
 from sandboxrt.protocol.rest import CaptureSnapshot, CreateSandbox, CreateSnapshot, SandboxInfo, UpdateSandbox
 from sandboxrt.snapshots.content import Progress
-from sandboxrt.store import SandboxRow
+from sandboxrt.store import SandboxRow, container_id
 from sandboxrt.tunnels.mux import Wire
 
 __all__ = ["Host", "HostConfig"]
@@ -66,6 +67,7 @@ class Host:
         self._workshop = Workshop(
             config=config,
             engine=engine,
+            leftovers=Leftovers(engine),
             records=state.records,
             snapshots=state.snapshots,
             reclaim=state.reclaim,
@@ -420,9 +422,19 @@ class Host:
 
     # -- its own life ------------------------------------------------------------------------------------------------
 
-    def adopt(self, rows: Iterable[SandboxRow]) -> None:
-        """Take sandboxes over that a dead host has kept."""
+    def adopt(self, rows: Sequence[SandboxRow], running: Collection[str] = ()) -> None:
+        """Take sandboxes over that a dead host has kept. They can be used at once; what is ``deleting`` goes.
+
+        Args:
+            rows: What is recorded of them.
+            running: The ids of those that ran when their host died.
+        """
         assert self.nursery is not None
+        folders = {row.id: sandbox_dir(self.config.state_dir, row.engine_id) for row in rows}
+        leftovers = self._workshop.leftovers
+        containers = {folders[row.id]: container_id(self._records.identity, row.engine_id) for row in rows}
+        leftovers.add(containers, (folder for id_, folder in folders.items() if id_ in running))
+        self.nursery.start_soon(leftovers.run)
         for row in rows:
             request = CreateSandbox(
                 name=row.name,
@@ -442,6 +454,8 @@ class Host:
             )
             sandbox = Sandbox(request, self._workshop, row)
             self._sandboxes.add(sandbox)
+            if sandbox.status is SandboxStatus.DELETING:
+                sandbox.delete()
             self.nursery.start_soon(self._run, sandbox)
 
     async def shut_down(self) -> None:
@@ -453,6 +467,8 @@ class Host:
                 sandbox.keep()
             else:
                 sandbox.delete()
+        with trio.move_on_after(self.config.cleanup_limit_s):
+            await self._workshop.leftovers.free_urgent()
         for sandbox in sandboxes:
             await sandbox.removed.wait()
 

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Final
 
 import trio
 
-from sandboxrt.actors import raising_plainly
+from sandboxrt.actors import raising_plainly, supervise
 from sandboxrt.engine.base import Engine
 from sandboxrt.engine.oci import OciEngine
 from sandboxrt.errors import SandboxClientError
 from sandboxrt.host.config import HostConfig
 from sandboxrt.host.host import Host
+from sandboxrt.host.leftovers import FREEING_FAILS
 from sandboxrt.host.ports import HostState
 from sandboxrt.host.provision import sandbox_dir
 from sandboxrt.store import RegistryRecords, SandboxRow, Store, container_id
@@ -22,6 +25,8 @@ from sandboxrt.store import RegistryRecords, SandboxRow, Store, container_id
 __all__ = ["clean_leftovers", "default_engine", "open_host"]
 
 _log = logging.getLogger("sandboxrt.host")
+_adoption = logging.getLogger("sandboxrt.host.adoption")
+_ADOPTED_AS: Final = {"failed": "failed", "provisioning": "deleting", "deleting": "deleting"}
 
 
 @contextlib.asynccontextmanager
@@ -43,16 +48,23 @@ async def open_host(
     """
     config = config or HostConfig()
     adopted: list[SandboxRow] = []
+    running: frozenset[str] = frozenset()
     async with contextlib.AsyncExitStack() as stack:
         if engine is None:
             engine = await stack.enter_async_context(default_engine(config))
         if state is None:
             store = await stack.enter_async_context(Store.open(config.state_dir))
-            adopted = await _adopt(store, engine, config.state_dir) if config.keep else []
-            await _clean(store, engine, config.state_dir)
+            if config.keep:
+                adopted, running = await _adopt(store)
+            else:
+                await _clean(store, engine, config.state_dir)
             state = await stack.enter_async_context(_default_state(config, store, engine))
         host = await stack.enter_async_context(_running(Host(config, engine, state)))
-        host.adopt(adopted)
+        if config.keep:
+            # A server answers before that is done; a create that needs a name waits for it.
+            assert host.nursery is not None
+            host.nursery.start_soon(supervise, state.reclaim, _cleaning_failed)
+        host.adopt(adopted, running)
         yield host
 
 
@@ -65,8 +77,12 @@ def default_engine(config: HostConfig) -> OciEngine:
 async def _default_state(config: HostConfig, store: Store, engine: Engine) -> AsyncIterator[HostState]:
     from sandboxrt.snapshots.library import SnapshotLibrary
 
+    turn = trio.Lock()
+
     async def reclaim() -> None:
-        await _clean(store, engine, config.state_dir)
+        # Whoever comes meanwhile needs what the other one frees.
+        async with turn:
+            await _clean(store, engine, config.state_dir)
 
     async with SnapshotLibrary(store, config.state_dir, config.snapshots) as library:
         yield HostState(store, library, RegistryRecords(store), reclaim)
@@ -122,7 +138,7 @@ async def _clean(store: Store, engine: Engine, state_dir: Path) -> tuple[list[st
                     await engine.discard(
                         sandbox_dir(state_dir, row.engine_id), container_id(store.identity, row.engine_id)
                     )
-                except (OSError, RuntimeError, SandboxClientError) as error:
+                except FREEING_FAILS as error:
                     trouble.append(f"{row.name}: {error}")
                     continue
                 await store.remove_sandbox(row.id)
@@ -132,25 +148,25 @@ async def _clean(store: Store, engine: Engine, state_dir: Path) -> tuple[list[st
     return removed, trouble
 
 
-async def _adopt(store: Store, engine: Engine, state_dir: Path) -> list[SandboxRow]:
-    """Take over what dead hosts have kept: stopped, their files as they were. What is not whole goes."""
+async def _adopt(store: Store) -> tuple[list[SandboxRow], frozenset[str]]:
+    """Take over what dead hosts have kept: stopped, their files as they were; what is not whole is to be deleted.
+
+    Returns:
+        The rows, and the ids of those that were running.
+    """
     adopted: list[SandboxRow] = []
+    running: set[str] = set()
+    began = time.monotonic()
     for owner_id in await store.dead_owners():
         async with store.claim_owner(owner_id) as claimed:
-            for row in await store.sandboxes_of(owner_id) if claimed else ():
-                if not row.keep:
-                    continue
-                folder = sandbox_dir(state_dir, row.engine_id)
-                name = container_id(store.identity, row.engine_id)
-                try:
-                    if row.status in ("provisioning", "deleting"):
-                        await engine.discard(folder, name)
-                        await store.remove_sandbox(row.id)
-                        continue
-                    await engine.release(folder, name)
-                except (OSError, RuntimeError, SandboxClientError) as error:
-                    # Left with its dead owner, for the next start.
-                    _log.error("sandbox %s of a dead host could not be taken over: %s", row.id, error)
-                    continue
-                adopted.append(await store.adopt_sandbox(row.id, "failed" if row.status == "failed" else "stopped"))
-    return adopted
+            rows = [row for row in await store.sandboxes_of(owner_id) if row.keep] if claimed else []
+            running.update(row.id for row in rows if row.status not in ("stopped", "failed"))
+            adopted += await store.adopt_sandboxes({row.id: _ADOPTED_AS.get(row.status, "stopped") for row in rows})
+    if adopted:
+        spent_s = time.monotonic() - began
+        _adoption.info("adopted %d sandboxes, %d of which were running, in %.1f s", len(adopted), len(running), spent_s)
+    return adopted, frozenset(running)
+
+
+def _cleaning_failed(error: Exception) -> None:
+    _log.error("what dead owners left could not be removed", exc_info=error)

@@ -15,6 +15,7 @@ from sandboxrt.engine.base import Container, ContainerSpec, Engine
 from sandboxrt.errors import ResourceAlreadyExistsError
 from sandboxrt.host.config import HostConfig
 from sandboxrt.host.launch import ImageSettings, Launcher
+from sandboxrt.host.leftovers import Leftovers
 from sandboxrt.host.ports import SandboxRecords, Snapshots
 from sandboxrt.host.replay import ReplayBudget
 from sandboxrt.host.spill import SpillBudget
@@ -32,6 +33,7 @@ class Workshop:
 
     config: HostConfig
     engine: Engine
+    leftovers: Leftovers
     records: SandboxRecords
     snapshots: Snapshots
     reclaim: Callable[[], Awaitable[None]]

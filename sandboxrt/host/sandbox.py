@@ -358,6 +358,7 @@ class Sandbox:
         row = self._row
         assert row is not None
         await self._captures.wait()
+        await self._shop.leftovers.free(sandbox_dir(self._shop.config.state_dir, row.engine_id))
         async with self._shop.creating:
             self._folder = sandbox_dir(self._shop.config.state_dir, row.engine_id)
             self._container, self._image = await make_container(self._shop, self.request, row)
@@ -515,6 +516,7 @@ class Sandbox:
         finally:
             if self._folder is not None:
                 assert self._row is not None
+                await self._shop.leftovers.free(self._folder)
                 name = container_id(self._shop.records.identity, self._row.engine_id)
                 await self._shop.engine.discard(self._folder, name)
                 self._folder = None
@@ -645,6 +647,7 @@ class Sandbox:
         assert self._row is not None
         if self.status is SandboxStatus.STOPPED:
             uid_base = self._row.uid_base
+            await self._shop.leftovers.free(self._folder)
             return await self._shop.engine.capture(self._folder, uid_base, target, reserve_bytes=reserve_bytes)
         assert self._container is not None
         return await self._container.capture(target, reserve_bytes=reserve_bytes)

@@ -390,23 +390,34 @@ class Store:
             self._claims.pop(owner_id, None)
             lock.release(forget=False)
 
-    async def adopt_sandbox(self, sandbox_id: str, status: str) -> SandboxRow:
-        """Take over a claimed owner's sandbox, as ``stopped`` or what it else was.
+    async def adopt_sandboxes(self, statuses: Mapping[str, str]) -> tuple[SandboxRow, ...]:
+        """Take over sandboxes of claimed owners, all of them or, where it raises, none.
+
+        Args:
+            statuses: What each is from now on, by its id: ``stopped``, or what it else was.
+
+        Returns:
+            Their rows, in the same order.
 
         Raises:
-            ResourceNotFoundError: There is no such sandbox.
-            ValueError: Its owner is not claimed by this store.
+            ValueError: One is of no owner that this store has claimed.
         """
         stamp = self._stamp()
 
-        def adopt(db: sqlite3.Connection) -> SandboxRow:
-            row = find_sandbox(db, sandbox_id)
-            if row.owner_id not in self._claims:
-                raise ValueError(f"owner {row.owner_id} is not claimed by this store: use claim_owner")
-            stopped_at = row.stopped_at or stamp if status == "stopped" else None
-            changes = {"owner_id": self.owner_id, "status": status, "stopped_at": stopped_at}
-            update_row(db, "sandboxes", row.id, changes)
-            return one_sandbox(db, "id = ?", (row.id,))
+        def adopt(db: sqlite3.Connection) -> tuple[SandboxRow, ...]:
+            claimed = [row for owner_id in self._claims for row in select_sandboxes(db, "owner_id = ?", (owner_id,))]
+            found = {row.id: row for row in claimed}
+            if foreign := sorted(statuses.keys() - found.keys()):
+                raise ValueError(f"sandboxes {foreign} are of no owner that is claimed by this store: use claim_owner")
+            adopted = []
+            for sandbox_id, status in statuses.items():
+                row = found[sandbox_id]
+                stopped_at = row.stopped_at or stamp if status == "stopped" else None
+                row = attrs.evolve(row, owner_id=self.owner_id, status=status, stopped_at=stopped_at)
+                changes = {"owner_id": row.owner_id, "status": row.status, "stopped_at": row.stopped_at}
+                update_row(db, "sandboxes", row.id, changes)
+                adopted.append(row)
+            return tuple(adopted)
 
         return await self.transact(adopt)
 

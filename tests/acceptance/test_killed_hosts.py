@@ -47,7 +47,7 @@ async def test_the_next_host(state_dir: Path, operation: str, method: str, when:
         assert killed.returncode == -signal.SIGKILL, killed.stderr
         with trio.fail_after(60):
             async with open_host(HostConfig(state_dir=state_dir, keep=True)) as host:
-                there = {info.name: info.status for info in await host.list_sandboxes()}
+                there = await _settled(host)
                 if operation in ("stop", "start") or (operation, method, when) == ("delete", "status", "before"):
                     assert there == {"box": "stopped"}
                 elif operation == "delete":
@@ -67,6 +67,13 @@ async def test_the_next_host(state_dir: Path, operation: str, method: str, when:
 def _killed(state_dir: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     argv = [sys.executable, "-m", "tests.acceptance.killed_host", str(state_dir), *arguments]
     return subprocess.run(argv, cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=60, check=False)
+
+
+async def _settled(host: Host) -> dict[str, str]:
+    """The sandboxes with their statuses, once what was half there is gone: that goes on beside the host's service."""
+    while "deleting" in (there := {info.name: info.status for info in await host.list_sandboxes()}).values():
+        await trio.sleep(0.05)
+    return there
 
 
 async def _check_store(host: Host, state_dir: Path) -> None:

@@ -92,10 +92,10 @@ async def test_the_next_owner_adopts_what_is_kept(tmp_path: Path) -> None:
     async with Store.open(tmp_path) as store:
         assert await store.dead_owners() == (dead.owner_id,)
         with pytest.raises(ValueError, match="claim"):
-            await store.adopt_sandbox(kept.id, "stopped")
+            await store.adopt_sandboxes({kept.id: "stopped"})
         async with store.claim_owner(dead.owner_id) as claimed:
             assert claimed
-            row = await store.adopt_sandbox(kept.id, "stopped")
+            (row,) = await store.adopt_sandboxes({kept.id: "stopped"})
             await store.forget_owner(dead.owner_id)
         assert (row.status, row.owner_id) == ("stopped", store.owner_id)
         assert row.stopped_at

@@ -144,7 +144,7 @@ class _Mender:
                 await self.store.set_sandbox_status(row.id, "failed", _FILES_GONE)
                 await self.engine.discard(folder, name)
         elif row.status == "ready":
-            await self.store.adopt_sandbox(row.id, "stopped")
+            await self.store.adopt_sandboxes({row.id: "stopped"})
 
     async def _free_groups(self, name: str, folder: Path) -> None:
         """Free control groups that the engine does not find, because the runtime's record of them is lost."""
