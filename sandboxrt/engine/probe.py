@@ -338,12 +338,14 @@ class _Prober:
                 await cgroups.prepare()
                 await cgroups.limit(self._limits, swap=False)
             stage = _stage_words(self.stage, self.container_root, config, program)
-            stage += [word for path in cgroups.join_paths for word in ("put", str(path), "0")] if groups else []
             path = _unified_mount()
+            # A group is joined before its tree is hidden.
+            joins = [word for path in cgroups.join_paths for word in ("put", str(path), "0")] if groups else []
             if self.is_root:
-                done = await self._launch(["ns", *(["hide", path] if hide else []), *stage, *start], program)
+                done = await self._launch(["ns", *joins, *(["hide", path] if hide else []), *stage, *start], program)
             else:
-                done = await self._launch_in_userns([*(["veil", path] if hide else []), *stage, *start], program)
+                hidden = ["veil", path] if hide else []
+                done = await self._launch_in_userns([*joins, *hidden, *stage, *start], program)
         except OSError as error:
             return Trial(False, str(error))
         finally:
