@@ -55,6 +55,7 @@ from sandboxrt.models import (
     RegistryPage,
     ResourceStatus,
     RunConfig,
+    SandboxOwner,
     Snapshot,
 )
 from sandboxrt.sync import CommandHandle, OutputIterator, Registries, Sandbox, SandboxClient, ServiceURL, Tunnel
@@ -110,6 +111,7 @@ __all__ = [
     "SandboxConnectionError",
     "SandboxNotReadyError",
     "SandboxOperationError",
+    "SandboxOwner",
     "SandboxRetryableConnectionError",
     "SandboxServerReloadError",
     "ServiceURL",

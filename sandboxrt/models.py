@@ -23,6 +23,7 @@ __all__ = [
     "RegistryPage",
     "ResourceStatus",
     "RunConfig",
+    "SandboxOwner",
     "Snapshot",
 ]
 
@@ -206,6 +207,22 @@ class Limits:
 
 
 DEFAULT_LIMITS = Limits()
+
+
+@attrs.frozen
+class SandboxOwner:
+    """Who runs a sandbox, where that is another process or another event loop of this one.
+
+    Attributes:
+        pid: Its process, as that process sees itself; ``None`` where it is not known.
+        program: What runs there, e.g. ``app.py``.
+    """
+
+    pid: int | None
+    program: str
+
+    def __str__(self) -> str:
+        return f"{self.program}, pid {self.pid}" if self.pid is not None else self.program
 
 
 @attrs.frozen(kw_only=True)

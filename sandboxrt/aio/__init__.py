@@ -57,6 +57,7 @@ from sandboxrt.models import (
     RegistryPage,
     ResourceStatus,
     RunConfig,
+    SandboxOwner,
     Snapshot,
 )
 
@@ -106,6 +107,7 @@ __all__ = [
     "SandboxConnectionError",
     "SandboxNotReadyError",
     "SandboxOperationError",
+    "SandboxOwner",
     "SandboxRetryableConnectionError",
     "SandboxServerReloadError",
     "Snapshot",

@@ -33,8 +33,10 @@ __all__ = ["AsyncSandboxClient"]
 class AsyncSandboxClient(AsyncioClient[_trio_client.AsyncSandboxClient]):
     """Creates sandboxes and looks after them. Use it as ``async with AsyncSandboxClient() as client``.
 
-    Embedded, the host runs inside this process, and its sandboxes end with the block, however it ends. With a server,
-    those of ``create_sandbox`` stay until they are deleted or expire; leaving the block detaches from every command.
+    Embedded, the host runs inside this process, and what this client created ends with the block, however it ends,
+    whoever uses it besides. Clients that use the same ``state_dir`` share one host and see each other's sandboxes:
+    those of one trio run, and in each process all that do not run on trio. With a server, sandboxes of
+    ``create_sandbox`` stay until they are deleted or expire; leaving the block detaches from every command.
 
     Works without ``async with`` too: its first use opens it, ``aclose`` or the end of the program closes it.
 
@@ -49,16 +51,17 @@ class AsyncSandboxClient(AsyncioClient[_trio_client.AsyncSandboxClient]):
             ``LANGSMITH_ENDPOINT``, ``LANGCHAIN_ENDPOINT``, ``LANGSMITH_API_KEY`` or ``LANGCHAIN_API_KEY``, mean
             ``"remote"``.
         state_dir: Folder for snapshots and sandboxes; several processes may share it. Embedded only, as what follows.
-        runtime: OCI runtime, by name or path; ``crun`` by default.
+        runtime: OCI runtime, by name or path; ``crun`` by default, or what the host that is shared uses.
         limits: What a sandbox may use when its creation names no limits.
         require: Isolation without which no sandbox is created.
         allow_unenforced_limits: Accept limits that this host cannot enforce.
         engine: What runs sandboxes instead of an OCI runtime, e.g. ``sandboxrt.testing``'s fake.
 
     Raises:
-        ValueError: The endpoint is no HTTP URL, or an argument is of no use together with a server.
+        ValueError: The endpoint is no HTTP URL, or an argument is of no use together with a server; on entering,
+            that another client of the same ``state_dir`` uses another ``runtime`` or ``engine``.
 
-    Cancellation: Leaving the block is shielded and bounded; embedded, it deletes every sandbox.
+    Cancellation: Leaving the block is shielded and bounded; embedded, it deletes every sandbox that it created.
 
     Source: protocol.md §1.
     """
@@ -216,7 +219,12 @@ class AsyncSandboxClient(AsyncioClient[_trio_client.AsyncSandboxClient]):
         )
 
     async def get_sandbox(self, name: str, *, headers: Mapping[str, str] | None = None) -> AsyncSandbox:
-        """An existing sandbox by name. Raises :class:`~sandboxrt.errors.ResourceNotFoundError`."""
+        """An existing sandbox by name.
+
+        Raises:
+            ResourceNotFoundError: There is none.
+            ResourceInUseError: Embedded: another process has it (``used_by``), or another event loop of this one.
+        """
         return AsyncSandbox._of(await self._call(lambda: self._inner.get_sandbox(name, headers=headers)), self._portal)
 
     async def get_sandbox_status(self, name: str, *, headers: Mapping[str, str] | None = None) -> ResourceStatus:
@@ -242,7 +250,10 @@ class AsyncSandboxClient(AsyncioClient[_trio_client.AsyncSandboxClient]):
         )
 
     async def list_sandboxes(self, *, headers: Mapping[str, str] | None = None) -> list[AsyncSandbox]:
-        """Every sandbox of this client; of a server page by page, 2,000 pages at most.
+        """Every sandbox; of a server page by page, 2,000 pages at most.
+
+        Embedded: those of all clients that share this one's host, and then those of other processes that use the same
+        ``state_dir``; these have an ``owner``, and can only be used there.
 
         Raises:
             SandboxAPIError: The server's pages do not come to an end, or repeat themselves.

@@ -45,8 +45,10 @@ __all__ = ["AsyncSandboxClient"]
 class AsyncSandboxClient:
     """Creates sandboxes and looks after them. Use it as ``async with AsyncSandboxClient() as client``.
 
-    Embedded, the host runs inside this process, and its sandboxes end with the block, however it ends. With a server,
-    those of ``create_sandbox`` stay until they are deleted or expire; leaving the block detaches from every command.
+    Embedded, the host runs inside this process, and what this client created ends with the block, however it ends,
+    whoever uses it besides. Clients that use the same ``state_dir`` share one host and see each other's sandboxes:
+    those of one trio run, and in each process all that do not run on trio. With a server, sandboxes of
+    ``create_sandbox`` stay until they are deleted or expire; leaving the block detaches from every command.
 
     Args:
         api_endpoint: The base URL of a server's control plane, e.g. ``http://127.0.0.1:8080/v2/sandboxes``.
@@ -59,16 +61,17 @@ class AsyncSandboxClient:
             ``LANGSMITH_ENDPOINT``, ``LANGCHAIN_ENDPOINT``, ``LANGSMITH_API_KEY`` or ``LANGCHAIN_API_KEY``, mean
             ``"remote"``.
         state_dir: Folder for snapshots and sandboxes; several processes may share it. Embedded only, as what follows.
-        runtime: OCI runtime, by name or path; ``crun`` by default.
+        runtime: OCI runtime, by name or path; ``crun`` by default, or what the host that is shared uses.
         limits: What a sandbox may use when its creation names no limits.
         require: Isolation without which no sandbox is created.
         allow_unenforced_limits: Accept limits that this host cannot enforce.
         engine: What runs sandboxes instead of an OCI runtime, e.g. ``sandboxrt.testing``'s fake.
 
     Raises:
-        ValueError: The endpoint is no HTTP URL, or an argument is of no use together with a server.
+        ValueError: The endpoint is no HTTP URL, or an argument is of no use together with a server; on entering,
+            that another client of the same ``state_dir`` uses another ``runtime`` or ``engine``.
 
-    Cancellation: Leaving the block is shielded and bounded; embedded, it deletes every sandbox.
+    Cancellation: Leaving the block is shielded and bounded; embedded, it deletes every sandbox that it created.
 
     Source: protocol.md §1.
     """
@@ -97,14 +100,19 @@ class AsyncSandboxClient:
             _refuse_local(state_dir=state_dir, runtime=runtime, engine=engine)
         else:
             self._remote = None
-        config = HostConfig(limits=limits, require=require)
+        # The host may be shared: what is this client's own goes with each of its requests.
+        config = HostConfig()
         self._config = attrs.evolve(
             config,
             state_dir=config.state_dir if state_dir is None else Path(state_dir),
             runtime=runtime or config.runtime,
         )
+        self._runtime_given = runtime is not None
         self._creator = Creator(
-            limits=limits, allow_unenforced_limits=allow_unenforced_limits, remote=self._remote is not None
+            limits=limits,
+            require=require,
+            allow_unenforced_limits=allow_unenforced_limits,
+            remote=self._remote is not None,
         )
         self._engine = engine
         self._stack: contextlib.AsyncExitStack | None = None
@@ -230,7 +238,12 @@ class AsyncSandboxClient:
         return await self._create(request, headers, auto_delete=False)
 
     async def get_sandbox(self, name: str, *, headers: Mapping[str, str] | None = None) -> AsyncSandbox:
-        """An existing sandbox by name. Raises :class:`~sandboxrt.errors.ResourceNotFoundError`."""
+        """An existing sandbox by name.
+
+        Raises:
+            ResourceNotFoundError: There is none.
+            ResourceInUseError: Embedded: another process has it (``used_by``), or another event loop of this one.
+        """
         owner = self._open_owner()
         return AsyncSandbox(owner, await owner.transport.with_headers(headers).get_sandbox(name), auto_delete=False)
 
@@ -257,7 +270,10 @@ class AsyncSandboxClient:
         return AsyncSandbox(owner, info, auto_delete=False)
 
     async def list_sandboxes(self, *, headers: Mapping[str, str] | None = None) -> list[AsyncSandbox]:
-        """Every sandbox of this client; of a server page by page, 2,000 pages at most.
+        """Every sandbox; of a server page by page, 2,000 pages at most.
+
+        Embedded: those of all clients that share this one's host, and then those of other processes that use the same
+        ``state_dir``; these have an ``owner``, and can only be used there.
 
         Raises:
             SandboxAPIError: The server's pages do not come to an end, or repeat themselves.
@@ -541,7 +557,7 @@ class AsyncSandboxClient:
     def _open_transport(self) -> contextlib.AbstractAsyncContextManager[Transport]:
         if self._remote is not None:
             return HttpTransport.open(self._remote)
-        return LocalTransport.open(self._config, self._engine)
+        return LocalTransport.open(self._config, self._engine, runtime_given=self._runtime_given)
 
     def _transport(self, headers: Mapping[str, str] | None) -> Transport:
         return self._open_owner().transport.with_headers(headers)

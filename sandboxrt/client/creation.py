@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 import attrs
 
-from sandboxrt.models import DEFAULT_LIMITS, Limits
+from sandboxrt.models import DEFAULT_LIMITS, Isolation, Limits
 from sandboxrt.protocol.rest import CreateSandbox
 
 __all__ = ["Creator", "check_ttl"]
@@ -22,11 +22,13 @@ class Creator:
 
     Attributes:
         limits: What a sandbox may use when its creation names no limits.
+        require: Isolation without which an embedded host creates none.
         allow_unenforced_limits: Accept limits that a host cannot enforce.
         remote: Whether the requests go to a server, which has limits of its own.
     """
 
     limits: Limits
+    require: frozenset[Isolation]
     allow_unenforced_limits: bool
     remote: bool
 
@@ -70,6 +72,7 @@ class Creator:
             disk_of_snapshot=limits is None and fs_capacity_bytes is None,
             name_is_ours=not name,
             idempotency_key=secrets.token_hex(16) if self.remote else None,
+            require=self.require,
             allow_unenforced_limits=self.allow_unenforced_limits,
             env=dict(env or {}),
         )

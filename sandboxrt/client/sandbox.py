@@ -20,7 +20,15 @@ from sandboxrt.client.service_calls import download_request, open_service
 from sandboxrt.client.session import CommandSession, new_command_id
 from sandboxrt.client.tunnel import AsyncTunnelOpening, open_tunnel
 from sandboxrt.errors import SandboxClientError, SandboxNotReadyError, SandboxOperationError
-from sandboxrt.models import DownloadURL, ExecutionResult, IsolationReport, OutputChunk, RunConfig, Snapshot
+from sandboxrt.models import (
+    DownloadURL,
+    ExecutionResult,
+    IsolationReport,
+    OutputChunk,
+    RunConfig,
+    SandboxOwner,
+    Snapshot,
+)
 from sandboxrt.protocol.exec import Execute
 from sandboxrt.protocol.rest import CaptureSnapshot, SandboxInfo
 
@@ -114,6 +122,11 @@ class AsyncSandbox:
     def delete_after_stop_seconds(self) -> int | None:
         """How long it stays stopped until it is deleted; 0 = for ever, ``None`` = idleness deletes it at once."""
         return self._info.delete_after_stop_seconds
+
+    @property
+    def owner(self) -> SandboxOwner | None:
+        """Who runs it, where that is another process, or another event loop of this one; it can only be used there."""
+        return self._info.owner
 
     @property
     def expires_at(self) -> str | None:

@@ -20,7 +20,6 @@ from sandboxrt.errors import (
     ClientClosedError,
     ResourceAlreadyExistsError,
     ResourceCreationError,
-    ResourceInUseError,
     ResourceNameConflictError,
     ResourceNotFoundError,
     ResourceTimeoutError,
@@ -30,6 +29,7 @@ from sandboxrt.host.attachment import AnyAttachment
 from sandboxrt.host.config import HostConfig
 from sandboxrt.host.connections import PortStream
 from sandboxrt.host.directory import Directory
+from sandboxrt.host.elsewhere import in_use_elsewhere, sandboxes_elsewhere
 from sandboxrt.host.files import SandboxFile
 from sandboxrt.host.leftovers import Leftovers
 from sandboxrt.host.lifetime import check_ttl
@@ -51,6 +51,7 @@ from sandboxrt.tunnels.mux import Wire
 __all__ = ["Host", "HostConfig"]
 
 _log = logging.getLogger("sandboxrt.host")
+_REMEMBERED = 2000
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")
 
 
@@ -77,6 +78,8 @@ class Host:
             replay=ReplayBudget(config.replay_budget_bytes),
             spill=SpillBudget(config.spill_budget_bytes, config.snapshots.min_free_bytes),
         )
+        self._gone: dict[str, str] = {}
+        """Why sandboxes are gone whose users were not asked, by name and by id; the newest."""
         self._closed = False
 
     def __repr__(self) -> str:
@@ -138,6 +141,11 @@ class Host:
         await trio.lowlevel.checkpoint()
         return [sandbox.info for sandbox in self._sandboxes.of_tenant(tenant)]
 
+    async def list_elsewhere(self) -> list[SandboxInfo]:
+        """The sandboxes of other hosts in this one's state folder, each with its owner; no server's."""
+        self._check_open()
+        return await sandboxes_elsewhere(self._records)
+
     def count_by_status(self) -> dict[str, int]:
         """How many sandboxes of all tenants are in which status."""
         return dict(Counter(sandbox.status.value for sandbox in self._sandboxes))
@@ -175,8 +183,12 @@ class Host:
             self._sandboxes.release(sandbox, old_name if sandbox.name == new_name else new_name)
         return sandbox.info
 
-    async def delete_sandbox(self, name: str) -> None:
+    async def delete_sandbox(self, name: str, why: str = "") -> None:
         """Remove a sandbox with all that runs in it.
+
+        Args:
+            name: Its name or id.
+            why: What those are told who look for it later, as far as it is remembered.
 
         Raises:
             ResourceNotFoundError: There is none of that name or id.
@@ -185,6 +197,10 @@ class Host:
         Cancellation: The removal goes on; only the waiting ends.
         """
         sandbox = await self.find(name)
+        if why:
+            self._gone |= {sandbox.name: f": {why}", sandbox.id: f": {why}"}
+            while len(self._gone) > _REMEMBERED:
+                del self._gone[next(iter(self._gone))]
         sandbox.delete()
         await sandbox.removed.wait()
         if sandbox.cleanup_error is not None:
@@ -256,7 +272,7 @@ class Host:
 
         Raises:
             ResourceNotFoundError: There is none.
-            ResourceInUseError: It belongs to another process; use it there.
+            ResourceInUseError: It belongs to another host, which ``used_by`` names; use it there.
         """
         self._check_open()
         sandbox = self._sandboxes.named(name_or_id, tenant) or self._sandboxes.with_id(name_or_id)
@@ -264,7 +280,8 @@ class Host:
             # No turn of the scheduler: this is on the way of every command, and what follows takes one.
             await trio.lowlevel.checkpoint_if_cancelled()
             return sandbox
-        missing = ResourceNotFoundError(f"Sandbox '{name_or_id}' not found", "sandbox")
+        why = self._gone.get(name_or_id, "") if not tenant else ""
+        missing = ResourceNotFoundError(f"Sandbox '{name_or_id}' not found{why}", "sandbox")
         if tenant:
             raise missing
         try:
@@ -273,12 +290,7 @@ class Host:
             raise missing from None
         if row.owner_id == self._records.owner_id or row.owner_id in await self._records.dead_owners():
             raise missing
-        raise ResourceInUseError(
-            f"Sandbox '{row.name}' belongs to another running process, which alone can use it; "
-            "run a server to share sandboxes between processes",
-            "sandbox",
-            (row.owner_id,),
-        )
+        raise await in_use_elsewhere(self._records, row)
 
     # -- snapshots ---------------------------------------------------------------------------------------------------
 

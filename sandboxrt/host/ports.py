@@ -13,7 +13,7 @@ import trio
 
 from sandboxrt.engine.base import Layer
 from sandboxrt.host.launch import ImageSettings
-from sandboxrt.models import Isolation, Limits, Quota, Registry, RunConfig, Snapshot
+from sandboxrt.models import Isolation, Limits, Quota, Registry, RunConfig, SandboxOwner, Snapshot
 from sandboxrt.protocol.registries import CreateRegistry, RegistryLogin, UpdateRegistry
 from sandboxrt.protocol.rest import CaptureSnapshot, CreateSnapshot
 from sandboxrt.snapshots.content import CaptureSource, Progress
@@ -95,6 +95,14 @@ class SandboxRecords(Protocol):
 
     async def find_sandbox(self, name_or_id: str, tenant: str = "") -> SandboxRow:
         """By name or id, whoever owns it. Raises ``ResourceNotFoundError``."""
+        ...
+
+    async def list_sandboxes(self) -> Sequence[SandboxRow]:
+        """All, whoever owns them, oldest first."""
+        ...
+
+    async def owner(self, owner_id: str) -> SandboxOwner:
+        """What process an owner is, as far as it is known."""
         ...
 
 

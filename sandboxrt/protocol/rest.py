@@ -12,7 +12,7 @@ from typing import Literal
 
 import attrs
 
-from sandboxrt.models import Isolation, Limits, Quota, RunConfig
+from sandboxrt.models import Isolation, Limits, Quota, RunConfig, SandboxOwner
 
 __all__ = [
     "LEASE_HEADER",
@@ -31,7 +31,11 @@ LEASE_HEADER = "sandboxrt-lease"
 
 @attrs.frozen(kw_only=True)
 class SandboxInfo:
-    """A sandbox as its host knows it at one moment (protocol.md §2.2)."""
+    """A sandbox as its host knows it at one moment (protocol.md §2.2).
+
+    Attributes:
+        owner: Who runs it where that is not the host that was asked; never on the wire.
+    """
 
     id: str
     name: str
@@ -52,6 +56,7 @@ class SandboxInfo:
     labels: Mapping[str, str] = attrs.field(factory=dict)
     run_config: RunConfig | None = None
     lease_seconds: int | None = None
+    owner: SandboxOwner | None = None
 
 
 @attrs.frozen(kw_only=True)

@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import json
 import os
+import sys
 from pathlib import Path
 from typing import Final
 
+from sandboxrt.models import SandboxOwner
+
 __all__ = ["OwnerLock"]
+
+_MAX_BYTES: Final = 4096
 
 
 class OwnerLock:
@@ -28,6 +34,7 @@ class OwnerLock:
         descriptor = os.open(draft, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            os.write(descriptor, json.dumps({"pid": os.getpid(), "program": _program()}).encode())
             os.rename(draft, path)
         except BaseException:
             os.close(descriptor)
@@ -70,6 +77,16 @@ class OwnerLock:
             os.close(descriptor)
         return True
 
+    @staticmethod
+    def owner(path: Path) -> SandboxOwner:
+        """Whose it is, as far as it says so."""
+        try:
+            with path.open("rb") as file:
+                said = json.loads(file.read(_MAX_BYTES))
+            return SandboxOwner(int(said["pid"]), str(said["program"]))
+        except (OSError, ValueError, TypeError, KeyError):
+            return SandboxOwner(None, "an unknown program")
+
     def release(self, *, forget: bool) -> None:
         """Free the lock; with ``forget`` the file goes too. Idempotent."""
         if self._descriptor is None:
@@ -87,6 +104,12 @@ class OwnerLock:
             with contextlib.suppress(OSError):
                 os.close(descriptor)
         cls._held.clear()
+
+
+def _program() -> str:
+    """What this process runs, in a word."""
+    path = Path(sys.argv[0] if sys.argv else "")
+    return (path.parent.name if path.name == "__main__.py" else path.name) or "python"
 
 
 os.register_at_fork(after_in_child=OwnerLock._close_in_child)

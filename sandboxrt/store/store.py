@@ -23,7 +23,7 @@ from sandboxrt.errors import (
     SandboxNotReadyError,
     ValidationError,
 )
-from sandboxrt.models import Isolation, Limits, Quota, RunConfig
+from sandboxrt.models import Isolation, Limits, Quota, RunConfig, SandboxOwner
 from sandboxrt.protocol.quota import check_quota
 from sandboxrt.store.database import connect, migrate, naming, run_blocking, transaction
 from sandboxrt.store.identity import settle_identity
@@ -366,6 +366,10 @@ class Store:
             return tuple(sorted(o for o in owners - mine if OwnerLock.is_free(self._lock_path(o))))
 
         return await self.transact(find, write=False)
+
+    async def owner(self, owner_id: str) -> SandboxOwner:
+        """What process an owner is, as far as it is known."""
+        return await run_blocking(self._limiter, lambda: OwnerLock.owner(self._lock_path(owner_id)))
 
     @contextlib.asynccontextmanager
     async def claim_owner(self, owner_id: str) -> AsyncIterator[bool]:

@@ -13,7 +13,7 @@ from sandboxrt.bridge.blocking import BlockingFacade
 from sandboxrt.client import command as _trio_command
 from sandboxrt.client import sandbox as _trio_sandbox
 from sandboxrt.client.callbacks import OutputCallback
-from sandboxrt.models import DownloadURL, ExecutionResult, IsolationReport, RunConfig, Snapshot
+from sandboxrt.models import DownloadURL, ExecutionResult, IsolationReport, RunConfig, SandboxOwner, Snapshot
 from sandboxrt.sync.command import CommandHandle
 from sandboxrt.sync.service import ServiceURL
 from sandboxrt.sync.tunnel import Tunnel
@@ -84,6 +84,11 @@ class Sandbox(BlockingFacade[_trio_sandbox.AsyncSandbox]):
     def delete_after_stop_seconds(self) -> int | None:
         """How long it stays stopped until it is deleted; 0 = for ever, ``None`` = idleness deletes it at once."""
         return self._inner.delete_after_stop_seconds
+
+    @property
+    def owner(self) -> SandboxOwner | None:
+        """Who runs it, where that is another process, or another event loop of this one; it can only be used there."""
+        return self._inner.owner
 
     @property
     def expires_at(self) -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import uuid
 from collections.abc import AsyncIterator, Mapping
 from datetime import UTC, datetime, timedelta
@@ -23,7 +24,7 @@ from sandboxrt.errors import (
     ValidationError,
 )
 from sandboxrt.host.ports import HostState
-from sandboxrt.models import Isolation, Limits, Quota, RunConfig, Snapshot
+from sandboxrt.models import Isolation, Limits, Quota, RunConfig, SandboxOwner, Snapshot
 from sandboxrt.protocol.quota import Usage, check_quota
 from sandboxrt.protocol.rest import CaptureSnapshot, CreateSnapshot
 from sandboxrt.snapshots.content import CaptureSource, Phase, Progress
@@ -185,6 +186,16 @@ class MemoryRecords:
             if name_or_id == row.id or (tenant, name_or_id) == (row.tenant, row.name):
                 return row
         raise ResourceNotFoundError(f"Sandbox '{name_or_id}' not found", "sandbox")
+
+    async def list_sandboxes(self) -> tuple[SandboxRow, ...]:
+        """All."""
+        await trio.lowlevel.checkpoint()
+        return tuple(self.rows.values())
+
+    async def owner(self, owner_id: str) -> SandboxOwner:
+        """Always this process."""
+        await trio.lowlevel.checkpoint()
+        return SandboxOwner(os.getpid(), "this process")
 
     async def dead_owners(self) -> tuple[str, ...]:
         """There are none."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import attrs
@@ -358,12 +359,16 @@ async def test_two_owners_share_a_state_folder(tmp_path: Path) -> None:
     ):
         info = await first.create_sandbox(BOX)
         for key in ("box", info.id):
-            with pytest.raises(ResourceInUseError, match="another running process") as raised:
+            with pytest.raises(ResourceInUseError, match="another event loop of this process") as raised:
                 await second.get_sandbox(key)
-            assert raised.value.used_by == (one.owner_id,)
+            assert raised.value.used_by == (str(await one.owner(one.owner_id)),)
         with pytest.raises(ResourceAlreadyExistsError):
             await second.create_sandbox(BOX)
         assert await second.list_sandboxes() == []
+        (seen,) = await second.list_elsewhere()
+        assert (seen.id, seen.name, seen.mem_bytes) == (info.id, "box", info.mem_bytes)
+        assert seen.owner is not None and seen.owner.pid == os.getpid()
+        assert await first.list_elsewhere() == []
         assert await clean_leftovers(tmp_path, engine=engine) == []
         assert (await first.get_sandbox("box")).status == "ready"
 

@@ -11,11 +11,11 @@ import httpx
 import trio
 
 from sandboxrt.client.transport.base import Attachment, Dialer
+from sandboxrt.client.transport.shared import Member, join_host
 from sandboxrt.engine.base import Engine
 from sandboxrt.gateway.local import LocalServices
 from sandboxrt.host.config import HostConfig
 from sandboxrt.host.host import Host
-from sandboxrt.host.opening import open_host
 from sandboxrt.models import DownloadURL, IsolationReport, Registry, RegistryPage, ResourceStatus, Snapshot
 from sandboxrt.protocol.exec import Execute, Reconnect
 from sandboxrt.protocol.registries import CreateRegistry, ListRegistries, UpdateRegistry
@@ -37,15 +37,25 @@ __all__ = ["HostConfig", "LocalTransport"]
 class LocalTransport:
     """Hands every call to the host as it is. Errors and cancellation are the host's."""
 
-    host: Host
-    _services: LocalServices
+    _member: Member
 
     @classmethod
     @contextlib.asynccontextmanager
-    async def open(cls, config: HostConfig, engine: Engine | None = None) -> AsyncIterator[LocalTransport]:
-        """A transport to a host that lives as long as the block; its sandboxes go with it."""
-        async with open_host(config, engine=engine) as host, LocalServices.open(host) as services:
-            yield cls(host, services)
+    async def open(
+        cls, config: HostConfig, engine: Engine | None = None, *, runtime_given: bool = False
+    ) -> AsyncIterator[LocalTransport]:
+        """A transport to this run's host for a state folder; what is created through it goes with it."""
+        async with join_host(config, engine, runtime_given=runtime_given) as member:
+            yield cls(member)
+
+    @property
+    def host(self) -> Host:
+        """The host, which other clients may share."""
+        return self._member.host
+
+    @property
+    def _services(self) -> LocalServices:
+        return self._member.services
 
     @property
     def mode(self) -> Literal["embedded"]:
@@ -60,15 +70,17 @@ class LocalTransport:
         """Make a sandbox; with a server's idle TTL where its creator named none, so that programs mean the same."""
         if request.idle_ttl_seconds is None:
             request = attrs.evolve(request, idle_ttl_seconds=DEFAULT_IDLE_TTL_S)
-        return await self.host.create_sandbox(request)
+        info = await self.host.create_sandbox(request)
+        await self._member.own(info.id)
+        return info
 
     async def get_sandbox(self, name: str) -> SandboxInfo:
         """A sandbox by name or id."""
         return await self.host.get_sandbox(name)
 
     async def list_sandboxes(self) -> list[SandboxInfo]:
-        """Every sandbox of the host."""
-        return await self.host.list_sandboxes()
+        """Every sandbox of the host, and then those of others in its state folder."""
+        return await self.host.list_sandboxes() + await self.host.list_elsewhere()
 
     async def update_sandbox(self, name: str, request: UpdateSandbox) -> SandboxInfo:
         """Change a sandbox."""
@@ -76,7 +88,9 @@ class LocalTransport:
 
     async def delete_sandbox(self, name: str) -> None:
         """Delete a sandbox."""
-        await self.host.delete_sandbox(name)
+        found = await self.host.get_sandbox(name)
+        await self.host.delete_sandbox(found.id or name)
+        self._member.disown(found.id)
 
     async def sandbox_status(self, name: str) -> ResourceStatus:
         """How far a sandbox is."""
