@@ -403,7 +403,7 @@ def _stage_words(stage: str, owner: int, config: str, program: int) -> list[str]
         words += ["dir", f"{stage}/rootfs/{folder}", "755", str(owner)]
     words += ["dir", f"{stage}/run", "711", "0", "dir", f"{stage}/bundle", "755", "0"]
     words += ["file", f"{stage}/bundle/config.json", "644", "0", config]
-    return [*words, "copy", f"{stage}/program", "755", str(program)]
+    return [*words, "copy", f"{stage}/program", "755", str(program), "devices", str(owner)]
 
 
 def _pid_max() -> int:

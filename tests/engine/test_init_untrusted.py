@@ -125,10 +125,12 @@ def test_garbage_from_the_host_is_dropped_and_leaks_nothing() -> None:
             os.close(memfd)
             assert init.is_serving()
 
+        assert init.is_serving()
+        (first,) = children(init.launcher.pid)
+        before = set(os.listdir(f"/proc/{first}/fd"))
         fuzz()
         # A descriptor that stayed open would be a number that the next one does not get.
-        (first,) = children(init.launcher.pid)
-        assert set(os.listdir(f"/proc/{first}/fd")) <= {"0", "1", "2", "3", "4", "5"}
+        assert set(os.listdir(f"/proc/{first}/fd")) <= before
 
 
 @pytest.mark.parametrize(
@@ -144,7 +146,9 @@ def test_strings_that_do_not_match_their_counts(strings: bytes, sealed: bool) ->
         ours, theirs = pair()
         with ours:
             with theirs:
-                request = Request(kind=RequestKind.SPAWN, job_id=1, argument_count=1, strings_bytes=len(strings))
+                request = Request(
+                    kind=RequestKind.SPAWN, job_id=1, argument_count=1, strings_bytes=len(strings), argument=1
+                )
                 init.send(request.pack(), [theirs.fileno(), memfd, memfd, memfd, memfd])
             os.close(memfd)
             ours.settimeout(10)

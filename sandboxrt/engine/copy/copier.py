@@ -137,7 +137,7 @@ class _Job:
         ours, theirs = (stack.enter_context(each) for each in socket.socketpair())
         errors, their_errors = os.pipe2(os.O_CLOEXEC)
         stack.callback(os.close, errors)
-        fds = {2: their_errors, _SOCKET_FD: theirs.fileno(), **mounts.fds}
+        fds = {_SOCKET_FD: theirs.fileno(), **mounts.fds}
         maps = None
         words: list[str] = []
         try:
@@ -152,7 +152,7 @@ class _Job:
             words += [str(_THAW_FD), freezer.text] if freezer is not None else ["-1", ""]
             shift = ["0", "0"] if first_id is None else [str(first_id), "65536"]
             words += [mounts.source, *shift, str(reserve_bytes), "trusted" if copier.is_root else "user"]
-            pid = spawn_launcher(launcher, words, fds)
+            pid = spawn_launcher(launcher, words, fds, their_errors)
         except OSError as error:
             raise ResourceCreationError(f"the copier could not be started: {error}", "snapshot", "Capture") from error
         finally:

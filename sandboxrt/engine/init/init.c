@@ -41,6 +41,7 @@
 #include <sys/stat.h>
 #include <sys/statfs.h>
 #include <sys/syscall.h>
+#include <sys/sysmacros.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -103,7 +104,7 @@ struct request {
     uint32_t strings_len;
     int32_t oom_score_adj;
     uint16_t columns, rows;
-    uint32_t argument; /* SOCKET: family; SIGNAL: number */
+    uint32_t argument; /* SPAWN: whether there is an input; SOCKET: family; SIGNAL: number */
     uint32_t groups[MAX_GROUPS];
 };
 
@@ -126,7 +127,7 @@ static struct {
     uint64_t job_id;
 } jobs[MAX_JOBS];
 static int job_count;
-static int signal_fd, oom_fd;
+static int signal_fd, oom_fd, null_fd;
 static char oom_own[16];
 
 /* ---- messages ---------------------------------------------------------------------------------------------------- */
@@ -588,8 +589,14 @@ static void handle(const struct request *req, const int *fds, int fd_count)
 
     if (req->magic != MAGIC || req->kind < REQ_SPAWN || req->kind > REQ_SIGNAL || req->group_count > MAX_GROUPS)
         return;
-    if (fd_count != (req->kind == REQ_SPAWN && (req->flags & FLAG_PTY) ? 2 : plain_fds[req->kind]))
+    const int has_null_input = req->kind == REQ_SPAWN && !(req->flags & FLAG_PTY) && !req->argument;
+    if (fd_count != (req->kind == REQ_SPAWN && (req->flags & FLAG_PTY) ? 2 : plain_fds[req->kind] - has_null_input))
         return;
+    if (has_null_input) {
+        const int all[MAX_FDS] = {fds[0], fds[1], null_fd, fds[2], fds[3]};
+        start_job(req, all);
+        return;
+    }
     if (req->kind == REQ_SOCKET)
         make_socket(req, fds[0]);
     else if (req->kind == REQ_SIGNAL)
@@ -650,6 +657,24 @@ static int reap(void)
     return 0;
 }
 
+/* The container's own null device: the host's is never passed in, for its node could be changed through it. Where the
+ * sandbox's root has put something else in its place, an empty pipe. Not blocking, because that may be a FIFO. */
+static int open_null(void)
+{
+    int fd = open("/dev/null", O_RDONLY | O_NONBLOCK | O_NOCTTY | O_CLOEXEC), ends[2];
+    struct stat st;
+
+    if (fd >= 0 && fstat(fd, &st) == 0 && S_ISCHR(st.st_mode) && st.st_rdev == makedev(1, 3) &&
+        fcntl(fd, F_SETFL, O_RDONLY) == 0)
+        return fd;
+    if (fd >= 0)
+        close(fd);
+    if (pipe2(ends, O_CLOEXEC) < 0)
+        return -1;
+    close(ends[1]);
+    return ends[0];
+}
+
 static void remember_oom(void)
 {
     ssize_t n = -1;
@@ -680,6 +705,7 @@ int main(int argc, char **argv)
     oom_fd = -1;
     if (is_socket_served)
         remember_oom();
+    null_fd = open_null();
     if (prctl(PR_SET_DUMPABLE, 0) < 0)
         return 1;
     sigfillset(&all);

@@ -179,6 +179,7 @@ def _request(channel: InitChannel, spec: ProcessSpec, job_id: int, strings_bytes
         strings_bytes=strings_bytes,
         oom_score_adj=oom_score_adj,
         terminal=spec.pty or (0, 0),
+        argument=int(spec.stdin),
     )
 
 

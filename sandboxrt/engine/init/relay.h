@@ -480,7 +480,7 @@ static _Noreturn void relay_spawn(struct request *req, int strings)
         if (req->argument)
             make_pipe(req, &fds[2], &session.input, 1);
         else
-            fds[2] = open("/dev/null", O_RDONLY | O_CLOEXEC);
+            fds[2] = null_fd;
         make_pipe(req, &fds[3], &session.output[0].fd, 0);
         make_pipe(req, &fds[4], &session.output[1].fd, 0);
     }

@@ -24,7 +24,7 @@ _END_OF_INPUT = b"\x04"
 class Pipes:
     """Both ends of a program's standard streams, before it is started."""
 
-    inside: tuple[int, int, int]
+    inside: tuple[int, ...]
     stdin: int | None
     stdout: int
     stderr: int
@@ -35,19 +35,18 @@ class Pipes:
 
         Args:
             fds: Closes what is not taken out.
-            stdin: Whether there is a pipe for input; otherwise it is the null device.
+            stdin: Whether there is a pipe for input. Otherwise it is the container's own null device, which its first
+                process has: a node of the host's must not get in.
             owner: The program's user and group on the host, for whom the pipes can be reopened by name
                 (``/dev/stderr``).
 
         Raises:
             OSError: No descriptors are left.
         """
-        if stdin:
-            stdin_inside, stdin_host = _pipe(fds)
-        else:
-            stdin_inside, stdin_host = fds.add(os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)), None
+        stdin_inside, stdin_host = _pipe(fds) if stdin else (None, None)
         stdout_host, stdout_inside = _pipe(fds)
         stderr_host, stderr_inside = _pipe(fds)
+        inside = tuple(fd for fd in (stdin_inside, stdout_inside, stderr_inside) if fd is not None)
         # An ordinary user may be over his share of pipe memory; the pipe then keeps its size.
         with contextlib.suppress(PermissionError):
             fcntl.fcntl(stdout_host, fcntl.F_SETPIPE_SZ, _STDOUT_PIPE_BYTES)
@@ -57,9 +56,9 @@ class Pipes:
         if owner is not None:
             # Without root nobody else can own them; inside they then belong to the user this process is.
             with contextlib.suppress(PermissionError):
-                for fd in (stdout_inside, stderr_inside, *((stdin_inside,) if stdin else ())):
+                for fd in inside:
                     os.fchown(fd, *owner)
-        return cls((stdin_inside, stdout_inside, stderr_inside), stdin_host, stdout_host, stderr_host)
+        return cls(inside, stdin_host, stdout_host, stderr_host)
 
 
 def _pipe(fds: FdSet) -> tuple[int, int]:

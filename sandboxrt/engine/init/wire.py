@@ -4,14 +4,15 @@ Two kinds of socket, both SEQPACKET. On the *control* socket the host sends requ
 answers ``READY`` once and ``EXITED`` whenever a spawned job's leader was reaped. Each request but ``SIGNAL`` carries
 one end of a socket of its own, the *gate*, on which everything else about that job is said::
 
-    SPAWN     gate, strings, stdin, stdout, stderr     HELLO(pid) → RELEASE → [TERMINAL + fd] → end | FAILED
+    SPAWN     gate, strings, [stdin], stdout, stderr   HELLO(pid) → RELEASE → [TERMINAL + fd] → end | FAILED
     SPAWN+PTY gate, strings
     OPEN      gate, path                               FILE + fd | FAILED
     REPLACE   gate, path                               FILE + fd → COMMIT → DONE | FAILED
     SOCKET    gate                                     SOCKET + fd | FAILED
     SIGNAL    (none)                                   nothing
 
-The end of the gate after ``RELEASE`` means that the program was executed, or died on the way there; the exit tells.
+A ``SPAWN`` whose argument is 0 has no stdin: the program gets the container's null device. The end of the gate after
+``RELEASE`` means that the program was executed, or died on the way there; the exit tells.
 Strings (working directory, arguments, environment; or one path), each ended by NUL, lie in a sealed memfd.
 """
 

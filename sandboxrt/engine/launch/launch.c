@@ -17,6 +17,7 @@
  *   clone SLOT PATH             detached, read-only copy of the mount at the folder PATH, as descriptor SLOT
  *   idmap SLOT FD               map the ids of the detached mount SLOT with the user namespace FD
  *   cover PATH                  an empty tmpfs over PATH, which becomes the working directory
+ *   attach SLOT                 mount the detached mount SLOT at the folder layers/SLOT, which is made
  *   dir PATH MODE ID            make a folder owned by ID:ID (kept when it exists)
  *   file PATH MODE ID TEXT      make a file owned by ID:ID
  *   copy PATH MODE FD           copy the file FD
@@ -25,7 +26,9 @@
  *   bind PATH FD                mount the folder open at FD at PATH
  *   overlay PATH OPTIONS        mount an overlay
  *   limit RESOURCE VALUE        soft and hard resource limit, inherited by everything below
- *   stdio IN OUT                what is executed gets these as standard input and output
+ *   devices ID                  a /dev with nothing but the usual devices, owned by ID:ID, or read-only where none can be made
+ *   stdio IN OUT                what is executed gets these as standard input and output, instead of an empty pipe and
+ *                               what the launcher has
  *   put PATH TEXT               write TEXT into the existing file PATH (a cgroup, a sysctl)
  *   exec ARGUMENT...            execute (to the end of the input)
  */
@@ -44,12 +47,16 @@
 #include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
+#include <sys/sysmacros.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
 /* Kernel interfaces, written down here so that neither old headers nor a C library without them are a hindrance. */
 #ifndef SYS_open_tree
 #define SYS_open_tree 428
+#endif
+#ifndef SYS_move_mount
+#define SYS_move_mount 429
 #endif
 #ifndef SYS_mount_setattr
 #define SYS_mount_setattr 442
@@ -63,6 +70,7 @@
 #ifndef SYS_openat2
 #define SYS_openat2 437
 #endif
+#define FROM_DESCRIPTOR 0x04 /* MOVE_MOUNT_F_EMPTY_PATH */
 #define RESOLVE_NO_SYMLINKS_ 0x04
 #define RESOLVE_BENEATH_ 0x08
 
@@ -172,10 +180,21 @@ static void settle(int fd, long slot, const char *stage, const char *path)
 	}
 }
 
-static void set_attributes(int fd, struct attributes *wanted, const char *stage)
+static void set_attributes(int fd, struct attributes *wanted, const char *stage, const char *path)
 {
 	if (syscall(SYS_mount_setattr, fd, "", AT_EMPTY_PATH, wanted, sizeof *wanted) != 0)
-		fail(stage, "mount_setattr");
+		fail(stage, path);
+}
+
+static int detached_copy(int at, const char *path)
+{
+	return (int)syscall(SYS_open_tree, at, path, OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC);
+}
+
+static void attach_at(int tree, const char *path, const char *stage)
+{
+	if (syscall(SYS_move_mount, tree, "", AT_FDCWD, path, FROM_DESCRIPTOR) != 0)
+		fail(stage, path);
 }
 
 static void private_namespace(void)
@@ -310,9 +329,9 @@ static void hide(void)
 		fail("hide", path);
 }
 
-static void mount_tmpfs(const char *path, const char *stage)
+static void mount_tmpfs(const char *path, unsigned long flags, const char *stage)
 {
-	if (mount("tmpfs", path, "tmpfs", MS_NOSUID | MS_NODEV, "mode=755") != 0)
+	if (mount("tmpfs", path, "tmpfs", MS_NOSUID | flags, "mode=755") != 0)
 		fail(stage, path);
 }
 
@@ -323,27 +342,49 @@ static void open_folder(void)
 	settle(open(path, O_PATH | O_DIRECTORY | O_CLOEXEC), slot, "folder", path);
 }
 
+static const char *layers[LAST_SLOT + 1];
+
 static void clone_layer(void)
 {
 	long slot = number(10, LAST_SLOT);
 	const char *path = argument();
-	int tree = (int)syscall(SYS_open_tree, AT_FDCWD, path, OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC);
-	settle(tree, slot, "layer", path);
+	settle(detached_copy(AT_FDCWD, path), slot, "layer", path);
 	struct attributes wanted = { .set = ATTR_RDONLY | ATTR_NODEV };
-	set_attributes((int)slot, &wanted, "layer");
+	set_attributes((int)slot, &wanted, "layer", path);
+	layers[slot] = path;
+}
+
+static int layer(void)
+{
+	int slot = descriptor();
+	if (layers[slot] == NULL)
+		malformed("slot without a layer");
+	return slot;
 }
 
 static void map_layer(void)
 {
-	int slot = descriptor();
+	int slot = layer();
 	struct attributes wanted = { .set = ATTR_IDMAP, .userns = (uint64_t)descriptor() };
-	set_attributes(slot, &wanted, "idmap");
+	set_attributes(slot, &wanted, "idmap", layers[slot]);
+}
+
+/* Kernels as old as 6.12 refuse an overlay whose layer is not mounted in the mount namespace of whoever mounts it. */
+static void attach_layer(void)
+{
+	char path[32];
+	int slot = layer();
+	snprintf(path, sizeof path, "layers/%d", slot);
+	if ((mkdir("layers", 0755) != 0 && errno != EEXIST) || mkdir(path, 0755) != 0)
+		fail("layer", path);
+	attach_at(slot, path, "layer");
+	close(slot);
 }
 
 static void cover(void)
 {
 	const char *path = argument();
-	mount_tmpfs(path, "cover");
+	mount_tmpfs(path, MS_NODEV, "cover");
 	if (chdir(path) != 0)
 		fail("cover", path);
 }
@@ -526,6 +567,54 @@ static void put(void)
 		fail("put", path);
 }
 
+static const struct {
+	const char *path;
+	unsigned major, minor;
+} devices[] = {
+	{ "/dev/null", 1, 3 },   { "/dev/zero", 1, 5 },    { "/dev/full", 1, 7 },
+	{ "/dev/random", 1, 8 }, { "/dev/urandom", 1, 9 }, { "/dev/tty", 5, 0 },
+};
+
+/* A node that was made is no use where a control group or a mount's owner forbids devices. No terminal is no refusal. */
+static int make_device(size_t i, uid_t owner)
+{
+	if (mknod(devices[i].path, S_IFCHR | 0666, makedev(devices[i].major, devices[i].minor)) != 0)
+		return -1;
+	int fd = open(devices[i].path, O_RDWR | O_NOCTTY | O_NONBLOCK | O_CLOEXEC);
+	if (fd >= 0)
+		close(fd);
+	else if (errno == EPERM || errno == EACCES) {
+		unlink(devices[i].path);
+		return -1;
+	}
+	return chown(devices[i].path, owner, owner);
+}
+
+/* Runtimes bind the devices of a container's /dev from here: never the host's own nodes, whose mode, owner and times a
+ * sandbox could change for the whole machine. Where nodes cannot be made, the host's are mounted read-only: that keeps
+ * nobody from reading and writing a device, but everybody from changing the node. */
+static void own_devices(void)
+{
+	uid_t owner = (uid_t)number(10, 0xfffffffeL);
+	int host = open("/dev", O_PATH | O_DIRECTORY | O_CLOEXEC);
+	if (host < 0)
+		fail("devices", "/dev");
+	mount_tmpfs("/dev", MS_NOEXEC, "devices");
+	for (size_t i = 0; i < sizeof devices / sizeof devices[0]; i++) {
+		const char *path = devices[i].path;
+		if (make_device(i, owner) == 0)
+			continue;
+		struct attributes wanted = { .set = ATTR_RDONLY };
+		int tree = detached_copy(host, path + strlen("/dev/"));
+		if (tree < 0 || mknod(path, S_IFREG | 0600, 0) != 0)
+			fail("devices", path);
+		set_attributes(tree, &wanted, "devices", path);
+		attach_at(tree, path, "devices");
+		close(tree);
+	}
+	close(host);
+}
+
 static int standard_input = -1;
 
 static void take_stdio(void)
@@ -537,10 +626,20 @@ static void take_stdio(void)
 		fail("stdio", "output");
 }
 
+/* Runtimes give their standard streams to the container's root, so they must be nothing of the host's. */
+static int empty_input(void)
+{
+	int ends[2];
+	if (pipe2(ends, O_CLOEXEC) != 0)
+		return -1;
+	close(ends[1]);
+	return ends[0];
+}
+
 static _Noreturn void execute(void)
 {
 	const char *path = argument();
-	int input = standard_input >= 0 ? standard_input : open("/dev/null", O_RDWR);
+	int input = standard_input >= 0 ? standard_input : empty_input();
 	if (input < 0 || dup2(input, 0) < 0)
 		fail("exec", "standard input");
 	if (input > 2)
@@ -554,7 +653,7 @@ static _Noreturn void execute(void)
 
 static void tmpfs_over(void)
 {
-	mount_tmpfs(argument(), "veil");
+	mount_tmpfs(argument(), MS_NODEV, "veil");
 }
 
 static const struct {
@@ -566,7 +665,7 @@ static const struct {
 	{ "cover", cover },          { "dir", make_folder },         { "file", make_file },    { "copy", copy_file },
 	{ "disk", mount_disk },      { "share", share_disk },        { "bind", bind_folder },  { "overlay", mount_overlay },
 	{ "put", put },              { "block", make_block },        { "pin", pin },           { "limit", limit },
-	{ "stdio", take_stdio },     { "exec", execute },
+	{ "stdio", take_stdio },     { "exec", execute },            { "attach", attach_layer }, { "devices", own_devices },
 };
 
 int main(void)

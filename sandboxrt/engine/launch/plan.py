@@ -145,6 +145,8 @@ class LaunchPlan:
         """The tmpfs: mount points and files that lie on top of the layers, so that none has to be made on the disk."""
         owner = str(self.owner)
         yield from ("cover", self.cover, "copy", "init", "755", str(INIT_FD), "pin", "userns", str(_BLOCK_SLOT))
+        for slot, _ in (each for stack in stacks.values() for each in stack):
+            yield from ("attach", str(slot))
         for folder in ("root", "data", "tmp", "empty"):
             yield from ("dir", folder, "755", "0")
         yield from ("dir", "bundle", "700", "0")
@@ -164,7 +166,7 @@ class LaunchPlan:
         )
         yield from ("dir", "data/upper", "755", "0", "dir", "data/work", "755", "0", "dir", "data/tmp", "1777", owner)
         for at, stack in stacks.items():
-            lower = [f"/proc/self/fd/{slot}" for slot, _ in stack]
+            lower = [f"layers/{slot}" for slot, _ in stack]
             yield from self._overlay("root" if at == "/" else f"root{at}", at, ["top", *lower] if at == "/" else lower)
         if not self.has_disk:
             # Not a bind mount of the folder itself: that would show its name on the host.
@@ -177,7 +179,7 @@ class LaunchPlan:
         yield from ("overlay", target, self._options(lower, upper, work))
 
     def _options(self, lower: list[str], upper: str, work: str) -> str:
-        """Relative names and descriptors: nothing here is a path of the host, for the container can read it.
+        """Relative names: nothing here is a path of the host, for the container can read it.
 
         An upper folder must be complete in itself to be captured, so no redirects and no metadata-only copies.
         """
@@ -224,6 +226,7 @@ class LaunchPlan:
                 yield from ("put", str(path), "0")
         if self.facts.hide_unified:
             yield from ("hide" if self.facts.is_root else "veil", self.facts.unified_mount)
+        yield from ("devices", str(self.owner))
         if not self.is_init_served:
             yield from ("stdio", str(CONTROL_FD), "1")
         yield from self._runtime("run", "--detach", *(("--preserve-fds", "1") if self.is_init_served else ()))

@@ -65,7 +65,7 @@ async def run_launcher(
     read, write = os.pipe2(os.O_CLOEXEC)
     try:
         try:
-            pid = spawn_launcher(launcher, words, {**fds, 2: write})
+            pid = spawn_launcher(launcher, words, fds, write)
         finally:
             os.close(write)
         with trio.CancelScope(shield=True):
@@ -85,8 +85,15 @@ def _encode(words: Iterable[str]) -> bytes:
     return "".join(f"{word}\0" for word in listed).encode()
 
 
-def spawn_launcher(launcher: Path, words: Iterable[str], fds: Mapping[int, int]) -> int:
+def spawn_launcher(launcher: Path, words: Iterable[str], fds: Mapping[int, int], output: int) -> int:
     """Start it with the given descriptors and no other, as leader of a session of its own. Returns its id.
+
+    Args:
+        launcher: The compiled program.
+        words: Instructions and arguments, see ``launch.c``.
+        fds: Descriptors to give it, by the number that it knows them by (3 or more). They stay the caller's.
+        output: Its standard output and error: a pipe made for it. A runtime gives its standard streams to the
+            container's root, so nothing that anybody else has open may be one.
 
     Raises:
         ValueError: A word holds a NUL.
@@ -102,11 +109,10 @@ def spawn_launcher(launcher: Path, words: Iterable[str], fds: Mapping[int, int])
         given = own(os.memfd_create("instructions", os.MFD_CLOEXEC))
         os.write(given, instructions)
         os.lseek(given, 0, os.SEEK_SET)
-        null = own(os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC))
         # Copies with high numbers, so that no target is the source of another.
         copies = {
             target: own(fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, _FIRST_COPY))
-            for target, fd in {0: given, 1: null, **fds}.items()
+            for target, fd in {0: given, 1: output, 2: output, **fds}.items()
         }
         return os.posix_spawn(
             launcher,

@@ -98,8 +98,8 @@ class Relay:
             with theirs:
                 ours.setblocking(False)
                 ours.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
-                fds: Mapping[int, int] = {2: error_output, STDIO_FD: theirs.fileno(), STDIO_FD + 1: theirs.fileno()}
-                pid = spawn_launcher(exec_.launcher, exec_.words, fds)
+                fds: Mapping[int, int] = {STDIO_FD: theirs.fileno(), STDIO_FD + 1: theirs.fileno()}
+                pid = spawn_launcher(exec_.launcher, exec_.words, fds, error_output)
         except OSError as error:
             ours.close()
             os.close(words)

@@ -272,10 +272,93 @@ PROBE(replace) {
 }
 PROBE(mkdir_) { return verdict(mkdir(argument(argc, argv, 1), 0700)); }
 
+/* Every way to change what an inode says of itself, each put back at once. Prints "NAME WAY" for those that work. */
+static void change(int at, const char *path, const char *name) {
+    struct stat st;
+    char proc[64];
+    int flags;
+    int fd = openat(at, path, O_PATH | O_NOFOLLOW | O_CLOEXEC);
+    if (fd < 0 || fstat(fd, &st) < 0) {
+        close(fd);
+        return;
+    }
+    snprintf(proc, sizeof proc, "/proc/self/fd/%d", fd);
+    struct timespec old[2] = {st.st_atim, st.st_mtim};
+    if (utimensat(AT_FDCWD, proc, NULL, 0) == 0) {
+        printf("%s touch\n", name);
+    }
+    if (utimensat(AT_FDCWD, proc, old, 0) == 0) {
+        printf("%s times\n", name);
+    }
+    if (chmod(proc, (st.st_mode & 07777) ^ S_ISVTX) == 0) {
+        printf("%s chmod\n", name);
+        chmod(proc, st.st_mode & 07777);
+    }
+    if (chown(proc, st.st_uid, st.st_gid) == 0) {
+        printf("%s chown\n", name);
+    }
+    if (setxattr(proc, "user.probe", "x", 1, 0) == 0) {
+        printf("%s xattr\n", name);
+        removexattr(proc, "user.probe");
+    }
+    int plain = S_ISFIFO(st.st_mode) ? -1 : open(proc, O_RDONLY | O_NONBLOCK | O_NOCTTY | O_CLOEXEC);
+    if (plain >= 0 && ioctl(plain, FS_IOC_GETFLAGS, &flags) == 0) {
+        int changed = flags ^ FS_NODUMP_FL;
+        if (ioctl(plain, FS_IOC_SETFLAGS, &changed) == 0) {
+            printf("%s flags\n", name);
+            ioctl(plain, FS_IOC_SETFLAGS, &flags);
+        }
+    }
+    close(plain);
+    close(fd);
+}
+/* change_all [PATH...]: those, everything in /dev, every place that something is mounted at, and every descriptor. */
+PROBE(change_all) {
+    static char mounts[1 << 16];
+    DIR *dir = opendir("/dev");
+    struct dirent *entry;
+    for (int i = 1; i < argc; i++) {
+        change(AT_FDCWD, argv[i], argv[i]);
+    }
+    while (dir && (entry = readdir(dir))) {
+        change(dirfd(dir), entry->d_name, entry->d_name);
+    }
+    int info = open("/proc/self/mountinfo", O_RDONLY);
+    ssize_t got, used = 0;
+    while (info >= 0 && (got = read(info, mounts + used, sizeof mounts - 1 - used)) > 0) {
+        used += got;
+    }
+    for (char *line = strtok(mounts, "\n"); line; line = strtok(NULL, "\n")) {
+        char place[512];
+        if (sscanf(line, "%*s %*s %*s %*s %511s", place) == 1) {
+            change(AT_FDCWD, place, place);
+        }
+    }
+    for (int fd = 0; fd < 64; fd++) {
+        char name[16];
+        struct stat st;
+        snprintf(name, sizeof name, "%d", fd);
+        if (fstat(fd, &st) < 0) {
+            continue;
+        }
+        if (futimens(fd, NULL) == 0) {
+            printf("%s touch\n", name);
+        }
+        if (fchmod(fd, st.st_mode & 07777) == 0) {
+            printf("%s chmod\n", name);
+        }
+        if (fchown(fd, st.st_uid, st.st_gid) == 0) {
+            printf("%s chown\n", name);
+        }
+    }
+    return 0;
+}
+
 const struct probe file_probes[] = {
     {"read", read_}, {"write", write_}, {"list", list_}, {"readlink", readlink_}, {"dump", dump}, {"nodes", nodes},
     {"fd_escape", fd_escape}, {"climb", climb}, {"writable_below", writable_below}, {"mknod_char", mknod_char},
     {"mknod_block", mknod_block}, {"mknod_whiteout", mknod_whiteout}, {"overlay_xattr", overlay_xattr},
     {"immutable", immutable}, {"immutable_xattr", immutable_xattr}, {"mkdir", mkdir_}, {"grep", grep},
-    {"hard_link", hard_link}, {"unlink", unlink_}, {"replace", replace}, {NULL, NULL},
+    {"hard_link", hard_link}, {"unlink", unlink_}, {"replace", replace},
+    {"change_all", change_all}, {NULL, NULL},
 };
