@@ -9,6 +9,7 @@ from __future__ import annotations
 import click
 
 from sandboxrt._version import __version__
+from sandboxrt.cli.backup import backup, restore
 from sandboxrt.cli.doctor import doctor
 from sandboxrt.cli.keys import keys
 from sandboxrt.cli.prune import prune
@@ -30,4 +31,6 @@ main.add_command(doctor)
 main.add_command(serve)
 main.add_command(keys)
 main.add_command(snapshot)
+main.add_command(backup)
+main.add_command(restore)
 main.add_command(prune)

@@ -13,9 +13,12 @@ from typing import Final, TypeVar
 from sandboxrt.errors import SandboxClientError
 from sandboxrt.threads import run_blocking
 
-__all__ = ["SCHEMA_VERSION", "connect", "migrate", "naming", "run_blocking", "transaction"]
+__all__ = ["RESTORE_MARK", "SCHEMA_VERSION", "connect", "migrate", "naming", "run_blocking", "transaction"]
 
 T = TypeVar("T")
+
+RESTORE_MARK: Final = "restoring"
+"""In a state folder that a backup is being put into: half of one must not be used."""
 
 _BUSY_TIMEOUT_S: Final = 10.0
 _FULL_BELOW_BYTES: Final = 1024**2
@@ -181,6 +184,11 @@ SCHEMA_VERSION: Final = len(_MIGRATIONS)
 
 def connect(path: Path) -> sqlite3.Connection:
     """Open the database file, made where it is missing, for use by one thread at a time."""
+    if (path.parent / RESTORE_MARK).exists():
+        raise SandboxClientError(
+            f"{path.parent} is half restored: the backup was not put back to its end. Remove the folder, then restore "
+            "again"
+        )
     # SQLite makes the file with the process's umask; the environment of sandboxes in it is nobody else's business.
     # A file that is there must not be opened for that: the close would drop the locks of this process's other
     # connections to it, and then another process takes itself for the last one and removes the log beneath them.

@@ -24,7 +24,7 @@ from sandboxrt.store.owners import OwnerLock
 from sandboxrt.store.rows import SandboxRow, SnapshotRow, one_snapshot, select_sandboxes
 from sandboxrt.store.vault import SealError, Vault
 
-__all__ = ["Dangling", "LostPassword", "Recorded", "UnreadableRow", "living_owners", "read_state"]
+__all__ = ["Dangling", "LostPassword", "Recorded", "UnreadableRow", "copy_database", "living_owners", "read_state"]
 
 _DATABASE: Final = "state.db"
 _COPY_TRIES: Final = 10
@@ -136,6 +136,27 @@ def read_state(state_dir: Path) -> Recorded:
         locks = frozenset(path.stem for path in (state_dir / "owners").glob("*.lock"))
         living = before | living_owners(state_dir)
         return attrs.evolve(found, living=living, locks=locks, identity=find_identity(state_dir))
+
+
+def copy_database(state_dir: Path, copy: Path) -> sqlite3.Connection:
+    """A copy of the database as it is at one moment, open, and of the newest schema. Blocking; changes nothing else.
+
+    Args:
+        state_dir: The state folder; it may be in use.
+        copy: Where the copy goes: a new file.
+
+    Raises:
+        SandboxClientError: It cannot be read, or was made by a newer version.
+    """
+    with naming(state_dir):
+        _copy(state_dir, copy)
+        db = connect(copy)
+        try:
+            migrate(db, state_dir)
+        except BaseException:
+            db.close()
+            raise
+        return db
 
 
 def living_owners(state_dir: Path) -> frozenset[str]:
