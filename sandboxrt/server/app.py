@@ -32,6 +32,7 @@ from sandboxrt.server.boxes import Boxes
 from sandboxrt.server.dataplane import DataPlane, DataPlaneSettings
 from sandboxrt.server.entry import Entry
 from sandboxrt.server.errors import control_reply, internal_error
+from sandboxrt.server.in_time import answer_in_time, is_never_twice
 from sandboxrt.server.limits import KeyLimits, TooFastError, Turnstile
 from sandboxrt.server.metrics import Metrics
 from sandboxrt.server.openapi import document
@@ -49,7 +50,6 @@ DATA_PREFIX: Final = "/api/v2/sandboxes/dp/{sandbox}"
 
 _REGISTRIES_OF_0_11: Final = "/api/api/v2/sandboxes"
 """Where clients of that generation look for named registries when their endpoint ends in ``/api/v2/sandboxes``."""
-_ANSWER_S: Final = 9.0
 _OPEN: Final = frozenset({"/healthz", "/metrics", "/openapi.json"})
 
 
@@ -66,6 +66,7 @@ class AppSettings:
         key_limits: What one key may do.
         dataplane: The bounds of the data plane.
         gateway: Those of the way to services.
+        answer_s: How long the control plane may take for an answer, but for a create's.
     """
 
     public_url: str
@@ -77,6 +78,7 @@ class AppSettings:
     key_limits: KeyLimits = attrs.field(factory=KeyLimits)
     dataplane: DataPlaneSettings = attrs.field(factory=DataPlaneSettings)
     gateway: GatewaySettings = attrs.field(factory=GatewaySettings)
+    answer_s: float = 9.0
 
 
 class App:
@@ -113,19 +115,20 @@ class App:
         )
         site = settings.site or default_site(settings.public_url)
         links = LinkRoutes(Links(site, link_keys), boxes.find)
-        routes: list[BaseRoute] = [*self.dataplane.routes(DATA_PREFIX)]
+        self.routes: list[BaseRoute] = [*self.dataplane.routes(DATA_PREFIX)]
+        """Everything that is served, in the order in which it is looked for."""
         for prefix in CONTROL_PREFIXES:
-            routes += boxes.routes(prefix)
-            routes += links.routes(prefix)
-            routes += snapshots.routes(prefix)
+            self.routes += boxes.routes(prefix)
+            self.routes += links.routes(prefix)
+            self.routes += snapshots.routes(prefix)
         for prefix in (*CONTROL_PREFIXES, _REGISTRIES_OF_0_11):
-            routes += registries.routes(prefix)
-        routes += [
+            self.routes += registries.routes(prefix)
+        self.routes += [
             Route("/healthz", self._healthz, methods=["GET"]),
             Route("/metrics", self._metrics, methods=["GET"]),
             Route("/openapi.json", self._openapi, methods=["GET"]),
         ]
-        gate = _Gate(_Routes(routes), authenticator, Turnstile(settings.key_limits))
+        gate = _Gate(_Routes(self.routes, settings.answer_s), authenticator, Turnstile(settings.key_limits))
         log = AccessLog(CloseUnread(WholeSegments(gate)), self.metrics)
         self._app: ASGIApp = log
         gateway = Gateway(host, site, RememberedKeys(link_keys), settings.gateway, stopping=self.stopping)
@@ -163,8 +166,9 @@ class App:
 class _Routes:
     """Finds the route of a request; notes its pattern for the log, and says in JSON when there is none."""
 
-    def __init__(self, routes: Sequence[BaseRoute]) -> None:
+    def __init__(self, routes: Sequence[BaseRoute], answer_s: float) -> None:
         self._routes = routes
+        self._answer_s = answer_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         allowed: set[str] = set()
@@ -190,11 +194,8 @@ class _Routes:
         if creates or scope["sandboxrt.route"].startswith(DATA_PREFIX):
             await route.handle(scope, receive, send)
             return
-        with trio.move_on_after(_ANSWER_S) as deadline:
-            await route.handle(scope, receive, send)
-        if deadline.cancelled_caught:
-            body = error_to_json("Timeout", "The server could not answer in time; ask again")
-            await JSONResponse(body, 503, {"Retry-After": "1"})(scope, receive, send)
+        settles_late = is_never_twice(route)
+        await answer_in_time(route.handle, scope, receive, send, within_s=self._answer_s, settles_late=settles_late)
 
 
 class _Gate:

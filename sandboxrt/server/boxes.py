@@ -31,12 +31,13 @@ from sandboxrt.protocol.rest_wire import (
     update_sandbox_from_json,
 )
 from sandboxrt.server.auth import Tenant, tenant_of
+from sandboxrt.server.in_time import instead, never_twice
 from sandboxrt.server.paths import parameter
 from sandboxrt.server.replies import pass_over_body, read_json
 
 __all__ = ["Boxes", "whole"]
 
-_DELETE_S: Final = 8.0
+_STOP_S: Final = 8.0
 _WITHOUT_DATAPLANE: Final = frozenset({"provisioning", "failed", "deleting"})
 _MAX_PAGE: Final = 500
 _MAX_KEY: Final = 256
@@ -143,6 +144,7 @@ class Boxes:
     async def _get(self, request: Request) -> Response:
         return self._reply(await self.find(tenant_of(request), parameter(request, "name")))
 
+    @never_twice
     async def _update(self, request: Request) -> Response:
         found = await self.find(tenant_of(request), parameter(request, "name"))
         wanted = update_sandbox_from_json(await read_json(request))
@@ -150,10 +152,14 @@ class Boxes:
 
     async def _delete(self, request: Request) -> Response:
         found = await self.find(tenant_of(request), parameter(request, "name"))
+
+        async def deleted() -> Response:
+            return Response(status_code=204)
+
         # The removal goes on by itself; whoever asks again meanwhile is told that it is being deleted.
-        with trio.move_on_after(_DELETE_S):
-            await self.host.delete_sandbox(found.id)
-        return Response(status_code=204)
+        instead(request, deleted)
+        await self.host.delete_sandbox(found.id)
+        return await deleted()
 
     async def _status(self, request: Request) -> Response:
         found = await self.find(tenant_of(request), parameter(request, "name"))
@@ -168,10 +174,11 @@ class Boxes:
         await pass_over_body(request)
         found = await self.find(tenant_of(request), parameter(request, "name"))
         # The stop goes on by itself; from its beginning on the sandbox says that it is stopped.
-        with trio.move_on_after(_DELETE_S):
+        with trio.move_on_after(_STOP_S):
             await self.host.stop_sandbox(found.id)
         return self._reply(await self.host.get_sandbox(found.id), 200)
 
+    @never_twice
     async def _capture(self, request: Request) -> Response:
         tenant = tenant_of(request)
         found = await self.find(tenant, parameter(request, "name"))

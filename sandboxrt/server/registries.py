@@ -22,6 +22,7 @@ from sandboxrt.protocol.registries_wire import (
 from sandboxrt.protocol.rest_errors import error_to_json
 from sandboxrt.server.auth import tenant_of
 from sandboxrt.server.boxes import whole
+from sandboxrt.server.in_time import never_twice
 from sandboxrt.server.paths import parameter
 from sandboxrt.server.replies import read_json
 
@@ -45,6 +46,7 @@ class RegistryRoutes:
             Route(one, self._delete, methods=["DELETE"]),
         ]
 
+    @never_twice
     async def _create(self, request: Request) -> Response:
         tenant = tenant_of(request)
         wanted = create_registry_from_json(await read_json(request))
@@ -73,12 +75,14 @@ class RegistryRoutes:
         found = await self.registries.get(parameter(request, "name"), tenant_of(request).id)
         return JSONResponse(registry_to_json(found))
 
+    @never_twice
     async def _update(self, request: Request) -> Response:
         tenant = tenant_of(request)
         change = attrs.evolve(update_registry_from_json(await read_json(request)), by=tenant.key_id)
         found = await self.registries.update(parameter(request, "name"), change, tenant.id)
         return JSONResponse(registry_to_json(found))
 
+    @never_twice
     async def _delete(self, request: Request) -> Response:
         await self.registries.delete(parameter(request, "name"), tenant_of(request).id)
         return Response(status_code=204)

@@ -22,6 +22,7 @@ from sandboxrt.protocol.rest_fields import invalid
 from sandboxrt.protocol.rest_wire import create_snapshot_from_json, snapshot_to_json
 from sandboxrt.server.auth import tenant_of
 from sandboxrt.server.boxes import whole
+from sandboxrt.server.in_time import instead, never_twice
 from sandboxrt.server.paths import parameter
 from sandboxrt.server.replies import read_json
 
@@ -74,6 +75,7 @@ class SnapshotRoutes:
             raise SandboxNotReadyError(f"Snapshot '{reference}' is {found.status}, not ready")
         return _from(wanted, found)
 
+    @never_twice
     async def _create(self, request: Request) -> Response:
         wanted = create_snapshot_from_json(await read_json(request))
         tag = wanted.tag or _own_tag(wanted.docker_image)
@@ -103,6 +105,16 @@ class SnapshotRoutes:
         found = await self.host.get_snapshot(snapshot_id, tenant_of(request).id)
         if found.id != snapshot_id.lower():
             raise ResourceNotFoundError(f"Snapshot '{snapshot_id}' not found; it is deleted by its id", "snapshot")
+
+        async def deleted() -> Response:
+            try:
+                await self.host.get_snapshot(found.id, tenant_of(request).id)
+            except ResourceNotFoundError:
+                # Its files go behind the answer, which may take long.
+                return Response(status_code=204)
+            raise SandboxNotReadyError(f"Snapshot '{found.id}' is still there")
+
+        instead(request, deleted)
         await self.host.delete_snapshot(found.id)
         return Response(status_code=204)
 
