@@ -16,6 +16,7 @@ from sandboxrt.engine.base import Engine
 from sandboxrt.engine.oci import OciEngine
 from sandboxrt.errors import SandboxClientError
 from sandboxrt.host.config import HostConfig
+from sandboxrt.host.descriptors import raise_limit
 from sandboxrt.host.host import Host
 from sandboxrt.host.leftovers import FREEING_FAILS
 from sandboxrt.host.ports import HostState
@@ -47,6 +48,7 @@ async def open_host(
     Cancellation: Leaving removes every sandbox; that is shielded, and bounded by ``cleanup_limit_s`` for each.
     """
     config = config or HostConfig()
+    raise_limit()
     adopted: list[SandboxRow] = []
     running: frozenset[str] = frozenset()
     async with contextlib.AsyncExitStack() as stack:

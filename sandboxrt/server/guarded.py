@@ -22,7 +22,6 @@ import math
 import socket
 import ssl
 from collections.abc import Sequence
-from functools import partial
 from typing import Any, Protocol
 
 import attrs
@@ -42,6 +41,8 @@ from hypercorn.utils import parse_socket_addr, wrap_app
 from starlette.types import ASGIApp
 
 from sandboxrt.gateway.front import Front, GoneError
+from sandboxrt.host.descriptors import open_limit, raise_limit
+from sandboxrt.server.accepting import accept_all
 from sandboxrt.sockets import send_at_once
 
 __all__ = ["ConnectionLimits", "SideDoor", "serve_connections"]
@@ -52,6 +53,15 @@ _SMALL_BYTES = 16 * 1024
 _IN_A_ROW = 16
 """Sends after which a connection lets all others run, whether it has to wait or not."""
 _BROKEN = (trio.BrokenResourceError, trio.ClosedResourceError, trio.BusyResourceError, OSError)
+_MAX_REFUSED = 64
+"""So many connections beyond the limit are told why they are closed, at once; others are closed without a word."""
+_REFUSAL_S = 1.0
+_HEALTH = b"GET /healthz "
+_HEALTHY_BODY = b'{"status":"ok"}'
+_HEALTHY = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\nconnection: close\r\ncontent-length: %d\r\n\r\n%b" % (
+    len(_HEALTHY_BODY),
+    _HEALTHY_BODY,
+)
 _FULL_BODY = b'{"detail":{"error":"ServiceUnavailable","message":"The server has as many connections as it may"}}'
 _FULL = (
     b"HTTP/1.1 503 Service Unavailable\r\ncontent-type: application/json\r\nretry-after: 1\r\nconnection: close\r\n"
@@ -112,12 +122,12 @@ async def serve_connections(
 
     Cancellation: Everything is dropped at once.
     """
+    raise_limit()
     server = _Server(app, limits or ConnectionLimits(), tls, side_door)
     async with trio.open_nursery() as connections:
         async with trio.open_nursery() as accepting:
-            accepting.start_soon(
-                partial(trio.serve_listeners, server.serve, list(listeners), handler_nursery=connections)
-            )
+            for listener in listeners:
+                accepting.start_soon(accept_all, listener, server.serve, server.turn_away, connections)
             task_status.started()
             await stopping.wait()
             accepting.cancel_scope.cancel()
@@ -135,7 +145,7 @@ class _Server:
         self._side_door = side_door
         self.context = WorkerContext(None)
         self._tls = tls
-        self._open = 0
+        self._open = self._refused = 0
         self._config = config = Config()
         config.h11_max_incomplete_size = limits.max_header_bytes
         config.keep_alive_timeout = limits.idle_s
@@ -148,9 +158,10 @@ class _Server:
 
     async def serve(self, stream: trio.SocketStream) -> None:
         """Serve one connection to its end. Never raises but when cancelled."""
-        if self._open >= self.limits.max_connections:
-            with trio.move_on_after(1):
-                await _refuse(stream, self._tls is not None)
+        # What connections are for needs descriptors, too.
+        if self._open >= min(self.limits.max_connections, open_limit() // 2):
+            if self._refused < _MAX_REFUSED:
+                await self.turn_away(stream)
             await trio.aclose_forcefully(stream)
             return
         self._open += 1
@@ -166,6 +177,16 @@ class _Server:
             _log.warning("a connection ended with an error", exc_info=group)
         finally:
             self._open -= 1
+            await trio.aclose_forcefully(stream)
+
+    async def turn_away(self, stream: trio.SocketStream) -> None:
+        """Tell one that comes when there is no room; who asks for the server's health gets it. Within a second."""
+        self._refused += 1
+        try:
+            with trio.move_on_after(_REFUSAL_S):
+                await _refuse(stream, self._tls is not None)
+        finally:
+            self._refused -= 1
             await trio.aclose_forcefully(stream)
 
     def _encrypted(self, stream: trio.SocketStream) -> trio.SSLStream[trio.SocketStream]:
@@ -427,7 +448,16 @@ def _watch_peer(sock: trio.socket.SocketType, vanished_s: float) -> None:
 async def _refuse(stream: trio.SocketStream, is_tls: bool) -> None:
     try:
         if not is_tls:
-            await stream.send_all(_FULL)
+            asked = b""
+            with trio.move_on_after(_REFUSAL_S / 2):
+                while len(asked) < len(_HEALTH) and _HEALTH.startswith(asked):
+                    asked += (more := await stream.receive_some(len(_HEALTH)))
+                    if not more:
+                        return
+            await stream.send_all(_HEALTHY if asked.startswith(_HEALTH) else _FULL)
             await stream.send_eof()
+            # What of the request is still unread would have the kernel reset the connection, and the answer with it.
+            while await stream.receive_some(_MAX_RECV):
+                pass
     except _BROKEN:
         pass
