@@ -96,6 +96,7 @@ class Cache:
         return sound
 
     def _build(self, place: Path, build: Callable[[Path], None]) -> None:
+        self.say(f"making {place.name} for the cache")
         building = place.with_suffix(".building")
         if building.exists():  # of a run that was killed: we have the lock, so nobody is at it
             shutil.rmtree(building)

@@ -11,17 +11,19 @@ from pathlib import Path
 from tests.vm.cache import key_of
 from tests.vm.debian import KEYRING, Release, mirror
 
-__all__ = ["DISK_BYTES", "USERS", "build_system", "make_disk", "system_key"]
+__all__ = ["build_system", "make_disk", "run_quietly", "system_key"]
 
-DISK_BYTES = 12 * 1024**3
-BUILD_S = 1200
-USERS = {"alice": 1000, "bob": 1001}
-SUPPLIES = "/srv/supplies"
+_DISK_BYTES = 12 * 1024**3
+_BUILD_S = 1200
+_TOLD_CHARACTERS = 8000
+_USERS = {"alice": 1000, "bob": 1001}
+_SUPPLIES = "/srv/supplies"
 
 _NETWORK = "[Match]\nName=en* eth*\n[Network]\nAddress=10.0.2.15/24\n"
-_FSTAB = f"/dev/vda / ext4 errors=remount-ro 0 1\nLABEL=supplies {SUPPLIES} ext4 ro,nofail 0 2\n"
-_SOURCES = f"deb [trusted=yes] file:{SUPPLIES}/packages ./\n"
-_PIP = f"[global]\nno-index = true\nfind-links = {SUPPLIES}/wheels\ndisable-pip-version-check = true\n"
+# Never checked: both file systems were made a moment ago, and what is written to them goes with the guest.
+_FSTAB = f"/dev/vda / ext4 errors=remount-ro 0 0\nLABEL=supplies {_SUPPLIES} ext4 ro,nofail 0 0\n"
+_SOURCES = f"deb [trusted=yes] file:{_SUPPLIES}/packages ./\n"
+_PIP = f"[global]\nno-index = true\nfind-links = {_SUPPLIES}/wheels\ndisable-pip-version-check = true\n"
 
 # What runs in the folder of the new system (its path is $1), and the files that it is given.
 _FILES = {
@@ -30,10 +32,12 @@ _FILES = {
     "etc/fstab": _FSTAB,
     "etc/pip.conf": _PIP,
     "etc/systemd/network/10-vm.network": _NETWORK,
+    # An installer that waits for the disk after each file protects nothing on a disk that is thrown away.
+    "etc/dpkg/dpkg.cfg.d/unsafe-io": "force-unsafe-io\n",
     "etc/sudoers.d/alice": "alice ALL=(ALL) NOPASSWD:ALL\n",
 }
 _COMMANDS = (
-    *(f"useradd --create-home --shell /bin/bash --uid {uid} {name}" for name, uid in USERS.items()),
+    *(f"useradd --create-home --shell /bin/bash --uid {uid} {name}" for name, uid in _USERS.items()),
     "passwd --delete root",
     "systemctl enable systemd-networkd ssh",
     # Work of its own that a machine of ten minutes does not need, and that would blur what is measured.
@@ -43,7 +47,7 @@ _COMMANDS = (
 
 def system_key(release: Release) -> str:
     """All that a system's disk is made from."""
-    return key_of(release.codename, release.packages, _FILES, _COMMANDS, DISK_BYTES, Path(__file__).read_text())
+    return key_of(release.codename, release.packages, _FILES, _COMMANDS, _DISK_BYTES, Path(__file__).read_text())
 
 
 def build_system(release: Release, folder: Path) -> None:
@@ -58,28 +62,36 @@ def build_system(release: Release, folder: Path) -> None:
     login = "; ".join(
         f'mkdir -p -m 700 "$1/{home}/.ssh"; cp {shlex.quote(str(key))}.pub "$1/{home}/.ssh/authorized_keys"; '
         f'chroot "$1" chown -R {name}: /{home}/.ssh'
-        for name, home in {"root": "root", **{name: f"home/{name}" for name in USERS}}.items()
+        for name, home in {"root": "root", **{name: f"home/{name}" for name in _USERS}}.items()
     )
     hooks = [
-        f'cp -r {shlex.quote(str(files))}/. "$1/"; chmod 440 "$1/etc/sudoers.d/alice"; mkdir -p "$1{SUPPLIES}"',
+        f'cp -r {shlex.quote(str(files))}/. "$1/"; chmod 440 "$1/etc/sudoers.d/alice"; mkdir -p "$1{_SUPPLIES}"',
         *(f'chroot "$1" {command}' for command in _COMMANDS),
         login,
         # mmdebstrap writes its mirror's address here when it starts: the guest has one of its own.
         f'printf %s {shlex.quote(_SOURCES)} > "$1/etc/apt/sources.list"',
     ]
-    # Namespaces of its own: whatever ends it, no mount below the folder and no process is left.
-    subprocess.run(
+    # Namespaces of its own, which end with this process: whatever ends it, no mount and no process is left.
+    run_quietly(
         [
-            *("unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"),
+            *(
+                "setpriv",
+                "--pdeathsig",
+                "KILL",
+                "unshare",
+                "--mount",
+                "--pid",
+                "--fork",
+                "--kill-child",
+                "--mount-proc",
+            ),
             *("mmdebstrap", "--quiet", "--mode=root", "--variant=minbase", "--format=directory"),
             f"--keyring={KEYRING}",
             f"--include={','.join(release.packages)}",
             *(f"--customize-hook={hook}" for hook in hooks),
             *(release.codename, str(root), f"deb {mirror()} {release.codename} main"),
         ],
-        check=True,
-        timeout=BUILD_S,
-        stdin=subprocess.DEVNULL,
+        limit_s=_BUILD_S,
     )
     for name, pattern in {
         "vmlinuz": "boot/vmlinuz-*",
@@ -95,9 +107,26 @@ def build_system(release: Release, folder: Path) -> None:
         text=True,
     ).stdout
     (folder / "python").write_text(version)
-    make_disk(folder / "system.img", root, DISK_BYTES, "system")
+    make_disk(folder / "system.img", root, _DISK_BYTES, "system")
     shutil.rmtree(root)
     shutil.rmtree(files)
+
+
+def run_quietly(command: list[str], *, limit_s: float, environment: dict[str, str] | None = None) -> None:
+    """Run a program whose output nobody wants to see unless it fails: RuntimeError has its end then."""
+    done = subprocess.run(
+        command,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        timeout=limit_s,
+        check=False,
+    )
+    if done.returncode != 0:
+        raise RuntimeError(f"{command[0]} ended with {done.returncode}:\n{done.stdout[-_TOLD_CHARACTERS:]}")
 
 
 def make_disk(image: Path, content: Path, size: int, label: str) -> None:

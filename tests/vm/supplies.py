@@ -14,12 +14,12 @@ import attrs
 
 from tests.vm.cache import key_of
 from tests.vm.debian import KEYRING, Release, mirror
-from tests.vm.image import make_disk
+from tests.vm.image import make_disk, run_quietly
 
 __all__ = ["Wanted", "build_supplies", "supplies_key"]
 
 ROOT = Path(__file__).resolve().parents[2]
-FETCH_S = 900
+_FETCH_S = 900
 _SPARE_BYTES = 64 * 1024**2
 # hatchling asks for it by itself when it makes an editable package.
 _BUILDS_EDITABLE = "editables"
@@ -84,7 +84,7 @@ def _fetch_packages(names: tuple[str, ...], release: Release, status: Path, apt:
         ["--error-on=any", "update"],
         ["install", "--yes", "--download-only", "--no-install-recommends", *names],
     ):
-        subprocess.run(["apt-get", "-qq", *arguments], check=True, env=environment, timeout=FETCH_S)
+        run_quietly(["apt-get", "-qq", *arguments], limit_s=_FETCH_S, environment=environment)
     for package in (apt / "cache/archives").glob("*.deb"):
         package.rename(target / package.name)
     shutil.rmtree(apt)
@@ -111,20 +111,18 @@ def _fetch_wheels(requirements: tuple[str, ...], python: str, folder: Path, targ
     asked, exact = folder / "asked.txt", folder / "exact.txt"
     asked.write_text("\n".join(requirements) + "\n")
     compiling = ["pip", "compile", "--quiet", "--no-header", "--no-annotate", f"--python-version={python}"]
-    subprocess.run(
+    run_quietly(
         [sys.executable, "-m", "uv", *compiling, "--python-platform=linux", "-o", str(exact), str(asked)],
-        check=True,
-        timeout=FETCH_S,
+        limit_s=_FETCH_S,
     )
     minor = ".".join(python.split(".")[:2])
-    subprocess.run(
+    run_quietly(
         [
-            *(sys.executable, "-m", "pip", "download", "-qq", "--no-deps", "--only-binary=:all:"),
+            *(sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"),
             *(f"--python-version={minor}", "--implementation=cp", f"--abi=cp{minor.replace('.', '')}", "--abi=abi3"),
             *("--abi=none", "--dest", str(target), "--requirement", str(exact)),
         ],
-        check=True,
-        timeout=FETCH_S,
+        limit_s=_FETCH_S,
     )
     asked.unlink()
     exact.unlink()

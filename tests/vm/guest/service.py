@@ -253,14 +253,13 @@ def _watched(server: Unit | Session, report: Report) -> None:
 def main() -> int:
     """Make the checks; the exit code says whether all held."""
     folder = Path(sys.argv[1])
-    folder.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     servers: dict[str, Unit | Session] = {
-        "serve as a unit with Delegate=yes": Unit(folder / "unit"),
-        "serve in a login session": Session(folder / "session"),
+        "serve as a unit with Delegate=yes": Unit(folder),
+        "serve in a login session": Session(folder),
     }
     failed = 0
     for where, server in servers.items():
-        server.folder.mkdir(exist_ok=True, mode=0o700)
         report = Report(where)
         _watched(server, report)
         failed += report.failed
