@@ -103,7 +103,8 @@ def _root_steps() -> Iterator[Step]:
         brief = [] if runtime == _RUNTIMES[0] else ["--brief"]
         arguments = (where, _STATE, "--runtime", runtime, "--enforced", _ALL, *brief)
         yield Step(where, _guest("sandbox", *arguments), limit_s=400, reports=True)
-    yield Step("serve", _guest("service", _STATE), limit_s=400, reports=True)
+    for how in ("unit", "session"):
+        yield Step(f"serve, {how}", _guest("service", how, _STATE), limit_s=300, reports=True)
 
 
 def _user_steps() -> Iterator[Step]:
