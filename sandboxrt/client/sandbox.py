@@ -61,6 +61,7 @@ class AsyncSandbox:
     ) -> None:
         self._owner = owner
         self._info = info
+        self._is_stopped_here = False
         self._auto_delete = auto_delete
         self._created = created
         self._lease = lease
@@ -476,6 +477,7 @@ class AsyncSandbox:
         """
         await self._owner.transport.with_headers(headers).stop_sandbox(self.name)
         self._info = attrs.evolve(self._info, status="stopped", dataplane_url=None)
+        self._is_stopped_here = True
 
     async def start(self, *, timeout: float = 120, headers: Mapping[str, str] | None = None) -> None:
         """Make it ready again after :meth:`stop`, its files as they were, and wait for that. Idempotent.
@@ -488,6 +490,7 @@ class AsyncSandbox:
         """
         info = await self._owner.transport.with_headers(headers).start_sandbox(self.name, timeout)
         self._info = attrs.evolve(self._info, status=info.status, dataplane_url=info.dataplane_url)
+        self._is_stopped_here = False
 
     async def isolation(self) -> IsolationReport:
         """What isolation this sandbox really has.
@@ -526,8 +529,8 @@ class AsyncSandbox:
         return await capture_and_wait(self._owner.transport.with_headers(headers), self.name, request, timeout)
 
     def _usable(self) -> SandboxInfo:
-        """What is known of it. A server may wake what is stopped; here a stop means a stop until ``start``."""
-        if self._info.status == "stopped":
+        """What is known of it. A server wakes what is stopped; what this object has stopped rests until ``start``."""
+        if self._is_stopped_here:
             raise SandboxNotReadyError(f"Sandbox '{self.name}' is not ready (status: stopped); start() it first")
         return self._info
 

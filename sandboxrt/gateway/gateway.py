@@ -250,7 +250,7 @@ class Gateway:
     async def _wake(self, sandbox_id: str, tenant: str) -> None:
         """See that the sandbox is there, that tenant's, and awake where that is for us to do."""
         info = await self._sandboxes.get_sandbox(sandbox_id, tenant)
-        if info.status == "stopped" and self._settings.wakes:
+        if (info.status == "stopped" or info.is_waking) and self._settings.wakes:
             await self._sandboxes.start_sandbox(sandbox_id, _WAKE_S)
 
     @contextmanager

@@ -207,7 +207,12 @@ class Sandbox:
             labels=self.request.labels,
             run_config=row.run_config if row else self.request.run_config,
             lease_seconds=self.request.lease_seconds,
+            is_waking=self._is_waking,
         )
+
+    @property
+    def _is_waking(self) -> bool:
+        return self.status is SandboxStatus.PROVISIONING and self._has_files
 
     # -- its task ----------------------------------------------------------------------------------------------------
 
@@ -543,7 +548,7 @@ class Sandbox:
         Raises:
             SandboxNotReadyError: It is not ready.
         """
-        if isinstance(first, Reconnect) and self.status is SandboxStatus.STOPPED:
+        if isinstance(first, Reconnect) and (self.status is SandboxStatus.STOPPED or self._is_waking):
             return self._sessions.attach(first)
         self._ready()
         self.touch()

@@ -35,6 +35,8 @@ class SandboxInfo:
 
     Attributes:
         owner: Who runs it where that is not the host that was asked; never on the wire.
+        is_waking: Whether it is ``provisioning`` because it is being started again, so that whoever wants to use it
+            waits for that; never on the wire.
     """
 
     id: str
@@ -57,6 +59,7 @@ class SandboxInfo:
     run_config: RunConfig | None = None
     lease_seconds: int | None = None
     owner: SandboxOwner | None = None
+    is_waking: bool = False
 
 
 @attrs.frozen(kw_only=True)

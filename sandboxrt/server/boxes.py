@@ -205,7 +205,8 @@ class Boxes:
         return JSONResponse(sandbox_to_json(info, dataplane_url=self._url(info)), status)
 
     def _url(self, info: SandboxInfo) -> str | None:
-        return None if info.status in _WITHOUT_DATAPLANE else self.dataplane(info.id)
+        usable = info.status not in _WITHOUT_DATAPLANE or info.is_waking
+        return self.dataplane(info.id) if usable else None
 
 
 def _page_of(found: list[SandboxInfo], request: Request) -> tuple[list[SandboxInfo], int]:

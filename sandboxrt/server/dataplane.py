@@ -171,8 +171,16 @@ class DataPlane:
         return await self._resolve(connection)
 
     async def wake(self, sandbox: str) -> None:
-        """Start a sandbox that is stopped: newer clients expect that when they use it, older ones do not even ask."""
-        if (await self._host.get_sandbox(sandbox)).status == "stopped":
+        """Start a sandbox that is stopped: newer clients expect that when they use it, older ones do not even ask.
+
+        Everybody who comes until it is ready waits for the same start.
+
+        Raises:
+            ResourceTimeoutError: It is not ready in half a minute; it still becomes so.
+            ResourceCreationError: It could not be started.
+        """
+        info = await self._host.get_sandbox(sandbox)
+        if info.status == "stopped" or info.is_waking:
             await self._host.start_sandbox(sandbox, _WAKE_S)
 
     async def _execute_ws(self, websocket: WebSocket) -> None:
@@ -188,7 +196,7 @@ class DataPlane:
         """Room for a command in the sandbox that a socket is for; ``held`` gives it back. Raises why there is none."""
         sandbox = await self.find(websocket)
         info = await self._host.get_sandbox(sandbox)
-        if info.status not in ("ready", "stopped"):
+        if info.status not in ("ready", "stopped") and not info.is_waking:
             why = f": {info.status_message}" if info.status_message else ""
             raise SandboxNotReadyError(f"Sandbox '{info.name}' is not ready (status: {info.status}){why}")
         held.enter_context(self.slot(sandbox, "command", self._settings.max_commands))

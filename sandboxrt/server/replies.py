@@ -20,6 +20,7 @@ from sandboxrt.errors import (
     OutputLostError,
     ResourceInUseError,
     ResourceNotFoundError,
+    ResourceTimeoutError,
     SandboxAuthenticationError,
     SandboxClientError,
     SandboxNotReadyError,
@@ -65,6 +66,7 @@ _WORDS: tuple[tuple[type[SandboxClientError], int, str], ...] = (
     (SandboxNotReadyError, 400, "NotReady"),
     (CommandNotFoundError, 404, "CommandNotFound"),
     (ResourceNotFoundError, 404, "NotFound"),
+    (ResourceTimeoutError, 503, "NotReady"),
     (ResourceInUseError, 409, "InUse"),
     (ClientClosedError, 503, "ServiceUnavailable"),
 )

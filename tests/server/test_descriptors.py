@@ -62,12 +62,11 @@ def none_left() -> Iterator[None]:
 async def test_no_descriptor_for_a_connection(path: str, status: bytes, caplog: pytest.LogCaptureFixture) -> None:
     async with serving() as place:
         assert (await place.ask()).endswith(b"hello")
-        with trio.socket.socket() as client, trio.socket.socket() as again:
-            with none_left(), trio.fail_after(20):
-                for one in (client, again):
-                    await one.connect(("127.0.0.1", place.port))
-                    await one.send(b"GET %b HTTP/1.1\r\nhost: x\r\n\r\n" % path.encode())
-                    assert (await one.recv(4096)).startswith(b"HTTP/1.1 %b " % status)
+        with trio.socket.socket() as client, trio.socket.socket() as again, none_left(), trio.fail_after(20):
+            for one in (client, again):
+                await one.connect(("127.0.0.1", place.port))
+                await one.send(b"GET %b HTTP/1.1\r\nhost: x\r\n\r\n" % path.encode())
+                assert (await one.recv(4096)).startswith(b"HTTP/1.1 %b " % status)
         told = [record for record in caplog.records if "turned away" in record.message]
         assert len(told) == 1
         assert not any(record.exc_info for record in caplog.records)
