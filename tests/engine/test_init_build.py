@@ -12,7 +12,7 @@ import pytest
 import trio
 
 from sandboxrt.engine.init import INIT_SOURCE, build_tool
-from sandboxrt.engine.init.compile import cache_name, prebuilt_name
+from sandboxrt.engine.init.compile import COMPILERS, cache_name, prebuilt_name
 from sandboxrt.errors import EngineUnavailableError
 
 ANSWER = "int main(void) { return 42; }\n"
@@ -64,6 +64,24 @@ async def test_a_source_that_does_not_compile_says_why(source: Path, tmp_path: P
     source.write_text("int main(void) { return nonsense; }\n")
     with pytest.raises(EngineUnavailableError, match=r"nonsense"):
         await build_tool(source, tmp_path / "cache")
+
+
+async def test_a_slow_machine_is_told_from_a_missing_compiler(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tools = tmp_path / "tools"
+    tools.mkdir()
+    for name in COMPILERS:
+        (tools / name).write_text(f"#!/bin/sh\necho {name} >> {tmp_path}/asked\nexec /bin/sleep 60\n")
+        (tools / name).chmod(0o755)
+    monkeypatch.setenv("PATH", str(tools))
+    monkeypatch.setattr("sandboxrt.engine.init.compile.TIMEOUT_S", 0.5)
+    with pytest.raises(EngineUnavailableError, match=r"did not end within 0.5 s.*less to do") as raised:
+        await build_tool(source, tmp_path / "cache")
+    assert "apt-get" not in str(raised.value)
+    # The next compiler would have been as slow.
+    assert len((tmp_path / "asked").read_text().splitlines()) == 1
+    assert os.listdir(tmp_path / "cache") == []
 
 
 async def test_a_prebuilt_program_is_preferred(source: Path, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import trio
 
-from sandboxrt.engine.init.compile import CompileError, cache_name, compile_program, prebuilt_name
+from sandboxrt.engine.init.compile import CompileError, CompilerTooSlowError, cache_name, compile_program, prebuilt_name
 from sandboxrt.errors import EngineUnavailableError
 
 __all__ = ["INIT_SOURCE", "build_tool", "remove_old_tools"]
@@ -31,7 +31,7 @@ async def build_tool(source: Path, cache_dir: Path) -> Path:
     Raises:
         EngineUnavailableError: It had to be compiled and could not be; the message names the packages to install.
 
-    Cancellation: a running compiler is waited for (a minute at most); the cache then holds its result.
+    Cancellation: a running compiler is waited for (five minutes at most); the cache then holds its result.
     Source: ours.
     """
     return await trio.to_thread.run_sync(_build_tool_sync, source, cache_dir)
@@ -46,6 +46,11 @@ def _build_tool_sync(source: Path, cache_dir: Path) -> Path:
         target = cache_dir / cache_name(source)
         if not _is_trusted(target):
             compile_program(source, target)
+    except CompilerTooSlowError as error:
+        raise EngineUnavailableError(
+            f"sandboxes need the small program {source.name}, and compiling it took too long ({error}); "
+            "try again when this machine has less to do"
+        ) from error
     except (CompileError, OSError) as error:
         raise EngineUnavailableError(
             f"sandboxes need the small program {source.name}, and it cannot be compiled here ({error}); "

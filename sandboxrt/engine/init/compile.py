@@ -13,11 +13,16 @@ from pathlib import Path
 COMPILERS = ("musl-gcc", "cc", "gcc", "clang")
 """In this order: musl's static programs are a tenth of the size of glibc's."""
 FLAGS = ("-std=gnu11", "-static", "-Os", "-s", "-Wall")
-TIMEOUT_S = 60.0
+# A second where nothing else runs; where everything does, on an emulated machine, a minute was seen not to be enough.
+TIMEOUT_S = 300.0
 
 
 class CompileError(Exception):
     """The program could not be compiled; the message has the compiler's own words."""
+
+
+class CompilerTooSlowError(CompileError):
+    """A compiler that is there did not end in time: the machine has too much to do."""
 
 
 def prebuilt_name(source: Path) -> Path:
@@ -38,7 +43,8 @@ def compile_program(source: Path, target: Path) -> None:
     """Compile ``source`` into ``target``, which appears complete or not at all, also when several do it at once.
 
     Raises:
-        CompileError: No compiler works here. A compiler without a static libc fails, and the next one is tried.
+        CompileError: No compiler works here. A compiler without a static libc fails, and the next one is tried; a
+            slow one ends it all, for the next one would be as slow.
     """
     reasons = []
     handle, name = tempfile.mkstemp(prefix=f".{target.name}-", dir=target.parent)
@@ -53,7 +59,9 @@ def compile_program(source: Path, target: Path) -> None:
                 done = subprocess.run(
                     command, check=False, capture_output=True, text=True, timeout=TIMEOUT_S, stdin=subprocess.DEVNULL
                 )
-            except (OSError, subprocess.TimeoutExpired) as error:
+            except subprocess.TimeoutExpired as error:
+                raise CompilerTooSlowError(f"{compiler} did not end within {TIMEOUT_S:g} s") from error
+            except OSError as error:
                 reasons.append(f"{compiler}: {error}")
                 continue
             if done.returncode == 0:
