@@ -109,6 +109,7 @@ class Snapshot:
         image_digest: The image's manifest digest (``sha256:...``), if it came from an image.
         source_sandbox_id: The sandbox it was captured from, if any.
         status_message: Why it failed, when it did.
+        error_type: The protocol's word for that, e.g. ``ImagePull``.
         fs_used_bytes: Size of its unpacked files in bytes.
         registry_id: The named registry that its image was fetched from, if one was named.
         created_at: ISO-8601 time, UTC.
@@ -132,6 +133,7 @@ class Snapshot:
     updated_at: str | None = None
     tags: tuple[str, ...] = ()
     run_config: RunConfig | None = None
+    error_type: str | None = None
 
 
 @attrs.frozen(kw_only=True)

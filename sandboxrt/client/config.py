@@ -38,6 +38,17 @@ class RemoteConfig:
     max_retries: int = 3
 
     @property
+    def advice(self) -> str:
+        """What to say when nothing of the API is at ``base_url``; empty where that looks like one."""
+        if self.base_url.endswith("/sandboxes"):
+            return ""
+        parts = urlsplit(self.base_url)
+        return (
+            f"the endpoint {self.base_url} names no control plane, and a sandboxrt server's is at"
+            f" {parts.scheme}://{parts.netloc}/v2/sandboxes"
+        )
+
+    @property
     def registries_base_url(self) -> str:
         """What the path of named registries follows: one prefix of the control plane's, whichever this client uses."""
         root = self.base_url.removesuffix("/v2/sandboxes").removesuffix("/api")
@@ -97,6 +108,8 @@ def remote_config(
 
 def _of_root(root: str) -> str:
     text = root.rstrip("/")
+    if text.endswith("/v2/sandboxes"):
+        return text  # whoever copied the control plane's own URL means that
     for suffix in ("/api/v1", "/api"):
         if text.endswith(suffix):
             text = text.removesuffix(suffix)

@@ -19,7 +19,7 @@ from sandboxrt.client.service import AsyncServiceURL
 from sandboxrt.client.service_calls import download_request, open_service
 from sandboxrt.client.session import CommandSession, new_command_id
 from sandboxrt.client.tunnel import AsyncTunnelOpening, open_tunnel
-from sandboxrt.errors import SandboxClientError, SandboxNotReadyError, SandboxOperationError
+from sandboxrt.errors import SandboxClientError, SandboxOperationError
 from sandboxrt.models import (
     DownloadURL,
     ExecutionResult,
@@ -31,6 +31,7 @@ from sandboxrt.models import (
 )
 from sandboxrt.protocol.exec import Execute
 from sandboxrt.protocol.rest import CaptureSnapshot, SandboxInfo
+from sandboxrt.protocol.wording import not_ready
 
 __all__ = ["AsyncSandbox", "AsyncSandboxCreation"]
 
@@ -531,7 +532,7 @@ class AsyncSandbox:
     def _usable(self) -> SandboxInfo:
         """What is known of it. A server wakes what is stopped; what this object has stopped rests until ``start``."""
         if self._is_stopped_here:
-            raise SandboxNotReadyError(f"Sandbox '{self.name}' is not ready (status: stopped); start() it first")
+            raise not_ready(self.name, "stopped")
         return self._info
 
     async def __aenter__(self) -> Self:

@@ -9,6 +9,8 @@ Source: protocol.md §3.2-3.4; README of the system, "File Operations".
 from __future__ import annotations
 
 import contextlib
+import errno
+import os
 import posixpath
 from collections.abc import AsyncIterator
 
@@ -16,7 +18,8 @@ import attrs
 import trio
 
 from sandboxrt.engine.base import Container, FileError, FileErrorKind, FileStat, Identity, OpenFile
-from sandboxrt.errors import ResourceNotFoundError, SandboxOperationError, ValidationError
+from sandboxrt.errors import SandboxOperationError, ValidationError
+from sandboxrt.protocol.wording import file_not_found
 
 __all__ = ["HOME", "SandboxFile", "open_file", "read_file", "resolve_path", "write_file"]
 
@@ -25,13 +28,24 @@ HOME = "/home/user/"
 
 _CHUNK_BYTES = 1024**2
 
+_ERRNOS = {
+    FileErrorKind.IS_DIRECTORY: errno.EISDIR,
+    FileErrorKind.NOT_A_DIRECTORY: errno.ENOTDIR,
+    FileErrorKind.PERMISSION: errno.EACCES,
+    FileErrorKind.NO_SPACE: errno.ENOSPC,
+    FileErrorKind.READ_ONLY: errno.EROFS,
+    FileErrorKind.NAME_TOO_LONG: errno.ENAMETOOLONG,
+    FileErrorKind.LOOP: errno.ELOOP,
+    FileErrorKind.NOT_FOUND: errno.ENOENT,
+}
+"""Whose words programs look for in messages."""
 _REASONS = {
     FileErrorKind.NOT_FOUND: ("NotFound", "does not exist"),
     FileErrorKind.IS_DIRECTORY: ("IsDirectory", "is a folder"),
     FileErrorKind.NOT_A_DIRECTORY: ("NotADirectory", "leads through something that is not a folder"),
     FileErrorKind.NOT_REGULAR: ("NotRegular", "is not a regular file"),
     FileErrorKind.PERMISSION: ("PermissionDenied", "may not be accessed by the sandbox's user"),
-    FileErrorKind.NO_SPACE: ("NoSpace", "does not fit: no space left on the sandbox's disk"),
+    FileErrorKind.NO_SPACE: ("NoSpace", "does not fit on the sandbox's disk"),
     FileErrorKind.READ_ONLY: ("ReadOnly", "is on a read-only file system"),
     FileErrorKind.NAME_TOO_LONG: ("NameTooLong", "has a name that is too long"),
     FileErrorKind.LOOP: ("Loop", "leads through too many symbolic links"),
@@ -97,7 +111,7 @@ async def open_file(
         file = await container.open_file(resolve_path(path), identity)
     except FileError as error:
         if error.kind is FileErrorKind.NOT_FOUND:
-            raise ResourceNotFoundError(f"File '{path}' not found in sandbox '{sandbox_name}'", "file") from error
+            raise file_not_found(path, sandbox_name) from error
         raise _public(error, "read", path) from error
     try:
         yield SandboxFile(path, file)
@@ -133,5 +147,7 @@ async def write_file(container: Container, path: str, content: AsyncIterator[byt
 
 def _public(error: FileError, operation: str, path: str) -> SandboxOperationError:
     error_type, reason = _REASONS[error.kind]
-    detail = f" ({error.detail})" if error.detail and error.kind is FileErrorKind.OTHER else ""
-    return SandboxOperationError(f"Cannot {operation} '{path}': it {reason}{detail}", operation, error_type)
+    code = _ERRNOS.get(error.kind)
+    detail = error.detail if error.kind is FileErrorKind.OTHER else "" if code is None else os.strerror(code)
+    more = f" ({detail})" if detail else ""
+    return SandboxOperationError(f"Cannot {operation} '{path}': it {reason}{more}", operation, error_type)

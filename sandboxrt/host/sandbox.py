@@ -54,6 +54,7 @@ from sandboxrt.models import IsolationReport
 from sandboxrt.protocol.exec import ErrorFrame, Execute, Exit, Reconnect
 from sandboxrt.protocol.output import ReplayBuffer
 from sandboxrt.protocol.rest import CreateSandbox, SandboxInfo, UpdateSandbox
+from sandboxrt.protocol.wording import not_ready
 from sandboxrt.snapshots.content import CaptureSource
 from sandboxrt.store import SandboxRow, container_id
 from sandboxrt.threads import run_blocking
@@ -707,16 +708,17 @@ class Sandbox:
     def _idle_for_s(self) -> float:
         return 0.0 if self._busy else trio.current_time() - self._last_active_at
 
+    def require_ready(self) -> None:
+        """Raise ``SandboxNotReadyError`` where nothing can be done in it now."""
+        self._ready()
+
     def _ready(self) -> tuple[Container, Launcher]:
         if self.status is not SandboxStatus.READY or self._container is None or self._launcher is None:
             raise self._not_ready()
         return self._container, self._launcher
 
     def _not_ready(self) -> SandboxNotReadyError:
-        why = f": {self.error}" if self.error is not None else ""
-        if self.status is SandboxStatus.STOPPED:
-            why = "; start it first"
-        return SandboxNotReadyError(f"Sandbox '{self.name}' is not ready (status: {self.status.value}){why}")
+        return not_ready(self.name, self.status.value, None if self.error is None else str(self.error))
 
     @contextlib.contextmanager
     def _file_operation(self, operation: str) -> Iterator[Container]:

@@ -398,6 +398,7 @@ def snapshot_from_json(body: object) -> Snapshot:
         "status_message",
         "created_by",
         "registry_id",
+        "error_type",
         "created_at",
         "updated_at",
     )

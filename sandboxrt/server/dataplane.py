@@ -22,10 +22,11 @@ from starlette.routing import BaseRoute, Route, WebSocketRoute
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from starlette.websockets import WebSocket
 
-from sandboxrt.errors import SandboxClientError, SandboxNotReadyError
+from sandboxrt.errors import SandboxClientError
 from sandboxrt.host.attachment import AnyAttachment
 from sandboxrt.host.host import Host
 from sandboxrt.protocol.exec import Execute, Reconnect
+from sandboxrt.protocol.wording import not_ready
 from sandboxrt.server.entry import entry_of
 from sandboxrt.server.exec_ws import InputBudget, SocketSettings, serve_socket
 from sandboxrt.server.execute import execute
@@ -197,8 +198,7 @@ class DataPlane:
         sandbox = await self.find(websocket)
         info = await self._host.get_sandbox(sandbox)
         if info.status not in ("ready", "stopped") and not info.is_waking:
-            why = f": {info.status_message}" if info.status_message else ""
-            raise SandboxNotReadyError(f"Sandbox '{info.name}' is not ready (status: {info.status}){why}")
+            raise not_ready(info.name, info.status, info.status_message)
         held.enter_context(self.slot(sandbox, "command", self._settings.max_commands))
         return sandbox
 

@@ -176,6 +176,7 @@ _SCHEMAS: Final[dict[str, Any]] = {
             "name": _TEXT,
             "status": {"enum": ["building", "ready", "failed"]},
             "status_message": _MAYBE_TEXT,
+            "error_type": _MAYBE_TEXT,
             "fs_capacity_bytes": {"type": "integer"},
             "fs_used_bytes": _MAYBE_INT,
             "docker_image": _MAYBE_TEXT,

@@ -65,7 +65,6 @@ _WORDS: tuple[tuple[type[SandboxClientError], int, str], ...] = (
     (SandboxAuthenticationError, 401, "Unauthorized"),
     (SandboxNotReadyError, 400, "NotReady"),
     (CommandNotFoundError, 404, "CommandNotFound"),
-    (ResourceNotFoundError, 404, "NotFound"),
     (ResourceTimeoutError, 503, "NotReady"),
     (ResourceInUseError, 409, "InUse"),
     (ClientClosedError, 503, "ServiceUnavailable"),
@@ -90,6 +89,8 @@ def error_reply(error: SandboxClientError) -> Response:
             return reply(422, "ValidationError", message, field=field)
         case ResourceNotFoundError(resource_type="file"):
             return reply(404, "FileNotFound", message)
+        case ResourceNotFoundError(resource_type=missing):
+            return reply(404, "NotFound", message, resource_type=missing)
     for kind, status, word in _WORDS:
         if isinstance(error, kind):
             return reply(status, word, message, headers={"Retry-After": "1"} if status in (429, 503) else None)

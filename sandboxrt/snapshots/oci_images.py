@@ -53,6 +53,8 @@ MACHINES: Final = {
     "loongarch64": "loong64",
 }
 _FATAL: Final = re.compile(r'level=(?:fatal|error) msg=("(?:[^"\\]|\\.)*"|\S+)')
+_NAME_PREFIX: Final = re.compile(r"^Error parsing image name \"[^\"]*\": ")
+"""What skopeo begins with whatever hinders it, a name that it can parse perfectly well too."""
 _REFUSED: Final = re.compile(r"\bunauthorized\b|\bdenied\b|authentication required|invalid username/password", re.I)
 _SECRETS: Final = re.compile(r"(?<=://)[^/@\s]+:[^/@\s]+(?=@)")
 
@@ -505,4 +507,5 @@ def _reason(result: ToolResult, tool: str) -> str:
         lines = [line.strip() for line in text.splitlines() if line.strip()]
         line = lines[-1] if lines else f"ended with exit code {result.exit_code}"
     line = " ".join(_SECRETS.sub("***", line).split()).lstrip("\u2a2f ")
+    line = _NAME_PREFIX.sub("", line)
     return f"{tool}: {line[:1000]}"

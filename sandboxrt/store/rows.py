@@ -199,6 +199,7 @@ class SnapshotRow:
             updated_at=self.updated_at,
             tags=self.tags,
             run_config=self.run_config,
+            error_type=self.error_type,
         )
 
 

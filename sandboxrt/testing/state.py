@@ -258,7 +258,9 @@ class MemorySnapshots:
             copied = await source.copy(folder, 0)
         except SandboxClientError as error:
             failed = self.add(request.name, source_sandbox_id=source.sandbox_id, tenant=request.tenant)
-            self._snapshots[failed.id] = attrs.evolve(failed, status="failed", status_message=str(error))
+            self._snapshots[failed.id] = attrs.evolve(
+                failed, status="failed", status_message=str(error), error_type=getattr(error, "error_type", None)
+            )
             return self._snapshots[failed.id]
         own = Layer(folder / "tree" / upper_name("/"))
         contents = self.contents[base.id]
@@ -372,7 +374,8 @@ class MemorySnapshots:
         """Wait for a build."""
         snapshot = await self.get(snapshot_id)
         if snapshot.status == "failed":
-            raise ResourceCreationError(snapshot.status_message or "Snapshot build failed", "snapshot")
+            message = snapshot.status_message or "Snapshot build failed"
+            raise ResourceCreationError(message, "snapshot", snapshot.error_type)
         left = self._ready_at[snapshot.id] - trio.current_time()
         await trio.sleep(max(0.0, min(left, timeout_s)))
         if left > timeout_s:

@@ -120,3 +120,15 @@ def test_a_limit_that_is_no_number_is_told(
     monkeypatch.setenv("LANGSMITH_SANDBOX_WS_TIMEOUT_CONNECT_BUDGET", text)
     assert socket_limits().budget_s == 120
     assert "LANGSMITH_SANDBOX_WS_TIMEOUT_CONNECT_BUDGET" in caplog.text and text in caplog.text
+
+
+@pytest.mark.parametrize("root", ["http://h:8080", "http://h:8080/", "http://h:8080/api", "http://h:8080/api/v1"])
+def test_the_environment_names_a_root(root: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LANGSMITH_ENDPOINT", root)
+    assert config().base_url == "http://h:8080/api/v2/sandboxes"
+
+
+@pytest.mark.parametrize("path", ["/v2/sandboxes", "/api/v2/sandboxes", "/api/v2/sandboxes/"])
+def test_the_environment_names_the_control_plane_itself(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LANGCHAIN_ENDPOINT", f"http://h:8080{path}")
+    assert config().base_url == f"http://h:8080{path}".rstrip("/")

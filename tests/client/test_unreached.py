@@ -12,8 +12,17 @@ import trio
 from trio.testing import MockClock
 
 from sandboxrt.client.client import AsyncSandboxClient
-from sandboxrt.errors import SandboxClientError, SandboxConnectionError, SandboxConnectTimeoutError
-from sandboxrt.testing.peer import Peer
+from sandboxrt.client.sandbox import AsyncSandbox
+from sandboxrt.errors import (
+    ResourceNotFoundError,
+    SandboxAPIError,
+    SandboxClientError,
+    SandboxConnectionError,
+    SandboxConnectTimeoutError,
+    SandboxNotReadyError,
+)
+from sandboxrt.testing.peer import Answer, Peer
+from sandboxrt.testing.peer_steps import Accept, Close, Drop, Expect, Refuse, Send, Started
 
 
 async def free_port() -> int:
@@ -101,3 +110,63 @@ async def test_a_server_that_was_there_is_waited_for(clock: MockClock, peer: Pee
         with pytest.raises(SandboxConnectTimeoutError, match=r"Connection refused.*after 3 attempts"):
             await client.list_sandboxes()
         assert 3 <= trio.current_time() - begun <= 5.1
+
+
+async def test_an_endpoint_without_the_path_of_the_api(clock: MockClock, peer: Peer) -> None:
+    right = rf"a sandboxrt server's is at http://127\.0\.0\.1:{peer.port}/v2/sandboxes$"
+    for endpoint in (peer.url, f"{peer.url}/sandbox"):
+        for method, path in (("GET", "/boxes"), ("POST", "/boxes"), ("GET", "/boxes/x"), ("GET", "/sandbox/boxes")):
+            peer.answer(method, path, *[Answer(404, "<html>no such page</html>")] * 2)
+        async with AsyncSandboxClient(api_endpoint=endpoint) as client:
+            if endpoint == peer.url:
+                with pytest.raises(SandboxAPIError, match=right):
+                    await client.create_sandbox()
+                with pytest.raises(SandboxAPIError, match=right):
+                    await client.get_sandbox("x")
+            with pytest.raises(SandboxAPIError, match=right):
+                await client.list_sandboxes()
+
+
+async def test_an_endpoint_of_another_form_that_serves_the_api(clock: MockClock, peer: Peer) -> None:
+    """What is not found there is just not found."""
+    async with AsyncSandboxClient(api_endpoint=peer.url) as client:
+        await client.create_sandbox(name="box")
+        with pytest.raises(ResourceNotFoundError, match=r"^Sandbox 'other' not found$"):
+            await client.get_sandbox("other")
+
+
+async def test_a_sandbox_that_is_gone_is_told_at_once(clock: MockClock, box: AsyncSandbox, peer: Peer) -> None:
+    gone = {"detail": {"error": "NotFound", "message": f"Sandbox '{box.id}' not found", "resource_type": "sandbox"}}
+    begun = trio.current_time()
+    peer.script(Refuse(404, gone))
+    with pytest.raises(ResourceNotFoundError, match=r"^Sandbox 'box' not found$"):
+        await box.run("x")
+    peer.script(Accept(), Started(), Drop())
+    peer.script(Refuse(404, gone))
+    with pytest.raises(ResourceNotFoundError, match=r"Sandbox '.*' not found$"):
+        await box.run("x")
+    assert trio.current_time() - begun < 2
+    assert not peer.asked("POST", "/execute")
+
+
+async def test_a_page_that_a_proxy_has_not_found_says_nothing_of_the_sandbox(
+    clock: MockClock, box: AsyncSandbox, peer: Peer
+) -> None:
+    peer.script(Accept(), Started(), Drop())
+    peer.script(Refuse(404, "default backend"))
+    peer.script(Accept(), Expect("reconnect"), Send({"type": "exit", "exit_code": 3}), Close())
+    assert (await box.run("x")).exit_code == 3
+
+
+async def test_what_to_do_with_a_sandbox_that_is_not_ready(
+    clock: MockClock, client: AsyncSandboxClient, peer: Peer
+) -> None:
+    for status, message, hint in (
+        ("provisioning", None, ": wait_for_sandbox() waits until it is"),
+        ("failed", "no such image", ": no such image"),
+        ("deleting", None, ""),
+    ):
+        peer.box(name="box", status=status, status_message=message, dataplane_url=None)
+        with pytest.raises(SandboxNotReadyError) as raised:
+            await (await client.get_sandbox("box")).read("/x")
+        assert str(raised.value) == f"Sandbox 'box' is not ready (status: {status}){hint}"

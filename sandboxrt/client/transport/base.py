@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
-from contextlib import AbstractAsyncContextManager
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import AbstractAsyncContextManager, contextmanager
 from typing import Literal, Protocol
 
 import httpx
 import trio
 
+from sandboxrt.errors import ResourceNotFoundError
 from sandboxrt.models import DownloadURL, IsolationReport, Registry, RegistryPage, ResourceStatus, Snapshot
 from sandboxrt.protocol.exec import ClientFrame, Execute, Reconnect, ServerFrame
 from sandboxrt.protocol.registries import CreateRegistry, ListRegistries, UpdateRegistry
@@ -22,7 +23,18 @@ from sandboxrt.protocol.rest import (
     UpdateSandbox,
 )
 
-__all__ = ["Attachment", "Dialer", "Transport"]
+__all__ = ["Attachment", "Dialer", "Transport", "naming"]
+
+
+@contextmanager
+def naming(sandbox: SandboxInfo) -> Iterator[None]:
+    """Errors that come out of the block have the sandbox's name where its host has its id."""
+    try:
+        yield
+    except ResourceNotFoundError as error:
+        if error.resource_type == "sandbox" and sandbox.id and error.args:
+            error.args = (str(error.args[0]).replace(sandbox.id, sandbox.name), *error.args[1:])
+        raise
 
 
 class Attachment(Protocol):
@@ -177,7 +189,9 @@ class Transport(Protocol):
         """A way to a port inside, for the length of the block; over a network it is made anew when it breaks.
 
         Raises (on entering):
-            SandboxClientError: The sandbox cannot be reached at all.
+            ResourceNotFoundError: The sandbox is gone.
+            SandboxNotReadyError: It is not ready.
+            SandboxConnectionError: It cannot be reached.
         """
         ...
 

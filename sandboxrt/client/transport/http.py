@@ -17,7 +17,7 @@ import httpx
 import trio
 
 from sandboxrt.client.config import RemoteConfig
-from sandboxrt.client.transport.base import Attachment, Dialer
+from sandboxrt.client.transport.base import Attachment, Dialer, naming
 from sandboxrt.client.transport.download import Download
 from sandboxrt.client.transport.execute import ExecuteOnce
 from sandboxrt.client.transport.link import CommandLink, NotStartedError
@@ -37,7 +37,6 @@ from sandboxrt.errors import (
     SandboxAPIError,
     SandboxClientError,
     SandboxConnectionError,
-    SandboxNotReadyError,
     SandboxOperationError,
     ValidationError,
 )
@@ -77,6 +76,7 @@ from sandboxrt.protocol.rest_wire import (
     status_from_json,
     update_sandbox_to_json,
 )
+from sandboxrt.protocol.wording import file_not_found, not_ready
 
 __all__ = ["HttpTransport"]
 
@@ -98,6 +98,8 @@ class HttpTransport:
     _nursery: trio.Nursery
     _sockets: SocketPool
     _limits: SocketLimits = attrs.field(factory=socket_limits)
+    _served: trio.Event = attrs.field(factory=trio.Event)
+    """Whether the control plane ever did what it was asked."""
 
     @classmethod
     @contextlib.asynccontextmanager
@@ -311,7 +313,8 @@ class HttpTransport:
         link = CommandLink(dial, first, self._limits.budget_s)
         self._nursery.start_soon(link.run)
         try:
-            await link.ready()
+            with naming(sandbox):
+                await link.ready()
         except NotStartedError:
             await link.aclose()
             if isinstance(first, Execute) and ExecuteOnce.can(first):
@@ -330,8 +333,9 @@ class HttpTransport:
         def dial(headers: Mapping[str, str]) -> contextlib.AbstractAsyncContextManager[Socket]:
             return open_socket(url, {**self.requests.headers, **headers}, self._limits, self.requests.tls)
 
-        async with TunnelLink.opened(dial, port, max_reconnects) as link:
-            yield link
+        with naming(sandbox):
+            async with TunnelLink.opened(dial, port, max_reconnects) as link:
+                yield link
 
     async def _execute(self, url: str, body: Mapping[str, Any], timeout_s: float) -> Any:
         limit = timeout_s + _EXECUTE_MARGIN_S if timeout_s else 0
@@ -346,9 +350,11 @@ class HttpTransport:
         found = await Download(self.requests, url + "/download", path).fetch()
         if isinstance(found, bytes):
             return found
-        if found.status_code == 404:
-            raise ResourceNotFoundError(f"File '{path}' not found in sandbox '{sandbox.name}'", "file")
-        raise dataplane_error(found, "read")
+        error = dataplane_error(found, "read")
+        if isinstance(error, ResourceNotFoundError) and error.resource_type == "file":
+            raise file_not_found(path, sandbox.name)
+        with naming(sandbox):
+            raise error
 
     async def write_file(self, sandbox: SandboxInfo, path: str, content: AsyncIterator[bytes]) -> None:
         """Put a file in place."""
@@ -370,7 +376,8 @@ class HttpTransport:
             "POST", url + "/upload", params={"path": path}, body=body, headers=headers, timeout_s=0
         )
         if not answer.is_success:
-            raise dataplane_error(answer, "write")
+            with naming(sandbox):
+                raise dataplane_error(answer, "write")
 
     async def service_url(self, name: str, port: int, expires_in_seconds: int) -> ServiceGrant:
         """The right to talk to a service."""
@@ -403,9 +410,7 @@ class HttpTransport:
         if sandbox.dataplane_url:
             return sandbox.dataplane_url.rstrip("/")
         if sandbox.status != "ready":
-            raise SandboxNotReadyError(
-                f"Sandbox '{sandbox.name}' is not ready (status: {sandbox.status}). Use wait_for_sandbox() first"
-            )
+            raise not_ready(sandbox.name, sandbox.status, sandbox.status_message)
         raise DataplaneNotConfiguredError(f"Sandbox '{sandbox.name}' has no data-plane URL")
 
     # -- requests ----------------------------------------------------------------------------------------------------
@@ -433,9 +438,14 @@ class HttpTransport:
         url = (base_url or self.config.base_url) + path
         answer = await self.requests.send(method, url, **options)
         if answer.is_success:
-            return _json(answer)
+            found = _json(answer)
+            self._served.set()
+            return found
         body = parse_error(_json(answer), _status_text(answer))
-        raise control_error(answer.status_code, body, call, subject=subject, new_name=new_name, url=url)
+        error = control_error(answer.status_code, body, call, subject=subject, new_name=new_name, url=url)
+        if answer.status_code in (404, 405) and not self._served.is_set() and self.config.advice:
+            raise SandboxAPIError(f"{body.message}: {self.config.advice}") from error
+        raise error
 
 
 _Resource = TypeVar("_Resource", ResourceStatus, Snapshot)
@@ -451,7 +461,8 @@ async def _until_ready(
         if found.status == "ready":
             return found
         if found.status == "failed":
-            raise ResourceCreationError(found.status_message or failure, kind)
+            why = found.error_type if isinstance(found, Snapshot) else None
+            raise ResourceCreationError(found.status_message or failure, kind, why)
         left = deadline - trio.current_time()
         if left <= 0:
             raise ResourceTimeoutError(

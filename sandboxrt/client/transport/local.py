@@ -10,7 +10,7 @@ import attrs
 import httpx
 import trio
 
-from sandboxrt.client.transport.base import Attachment, Dialer
+from sandboxrt.client.transport.base import Attachment, Dialer, naming
 from sandboxrt.client.transport.shared import Member, join_host
 from sandboxrt.engine.base import Engine
 from sandboxrt.gateway.local import LocalServices
@@ -158,20 +158,25 @@ class LocalTransport:
 
     async def attach(self, sandbox: SandboxInfo, first: Execute | Reconnect) -> Attachment:
         """Start a command or attach to one."""
-        return await self.host.attach(sandbox.id, first)
+        with naming(sandbox):
+            return await self.host.attach(sandbox.id, first)
 
     @contextlib.asynccontextmanager
     async def tunnel(self, sandbox: SandboxInfo, port: int, max_reconnects: int) -> AsyncIterator[Dialer]:
         """A way to a port inside: nothing lies between."""
+        with naming(sandbox):
+            (await self.host.find(sandbox.id)).require_ready()
         yield _LocalDialer(self.host, sandbox.id, port)
 
     async def read_file(self, sandbox: SandboxInfo, path: str) -> bytes:
         """A file's content."""
-        return await self.host.read_file(sandbox.id, path)
+        with naming(sandbox):
+            return await self.host.read_file(sandbox.id, path)
 
     async def write_file(self, sandbox: SandboxInfo, path: str, content: AsyncIterator[bytes]) -> None:
         """Put a file in place."""
-        await self.host.write_file(sandbox.id, path, content)
+        with naming(sandbox):
+            await self.host.write_file(sandbox.id, path, content)
 
     async def service_url(self, name: str, port: int, expires_in_seconds: int) -> ServiceGrant:
         """The right to talk to a service, through a loopback port of this process."""
@@ -189,7 +194,8 @@ class LocalTransport:
 
     async def isolation(self, sandbox: SandboxInfo) -> IsolationReport:
         """What isolation a sandbox really has."""
-        return await self.host.isolation(sandbox.id)
+        with naming(sandbox):
+            return await self.host.isolation(sandbox.id)
 
 
 @attrs.frozen

@@ -12,6 +12,7 @@ import httpx
 from sandboxrt.errors import (
     CommandTimeoutError,
     ResourceNotFoundError,
+    SandboxAuthenticationError,
     SandboxClientError,
     SandboxConnectionError,
     SandboxNotReadyError,
@@ -20,9 +21,11 @@ from sandboxrt.errors import (
 )
 from sandboxrt.protocol.rest_errors import parse_error
 
-__all__ = ["dataplane_error"]
+__all__ = ["dataplane_error", "socket_error"]
 
 _OPERATIONS = {"WriteError": "write", "ReadError": "read", "CommandError": "command"}
+_SOCKET_REFUSALS = {(400, "NotReady"), (401, "Unauthorized"), (404, "NotFound")}
+"""What a data plane has to say for good; a proxy's own pages have no such words."""
 
 
 def dataplane_error(answer: httpx.Response, operation: str | None = None) -> SandboxClientError:
@@ -31,13 +34,28 @@ def dataplane_error(answer: httpx.Response, operation: str | None = None) -> San
         body: Any = answer.json()
     except ValueError:
         body = None
-    said = parse_error(body, f"{answer.request.method} {answer.url.path}: HTTP {answer.status_code}")
+    fallback = f"{answer.request.method} {answer.url.path}: HTTP {answer.status_code}"
+    return _error(answer.status_code, body, fallback, operation)
+
+
+def socket_error(status: int, body: object) -> SandboxClientError | None:
+    """The exception for a refused WebSocket, where the data plane itself says why; ``None`` for anybody else's word."""
+    word = parse_error(body, "").error
+    if word is None or (status, word) not in _SOCKET_REFUSALS:
+        return None
+    return _error(status, body, "", None)
+
+
+def _error(status: int, body: object, fallback: str, operation: str | None) -> SandboxClientError:
+    said = parse_error(body, fallback)
     detail = body.get("detail") if isinstance(body, dict) else None
     more = detail if isinstance(detail, dict) else {}
-    word, status = said.error, answer.status_code
+    word = said.error
     if word in _OPERATIONS:
         precise = more.get("error_type")
         return SandboxOperationError(said.message, _OPERATIONS[word], precise if isinstance(precise, str) else word)
+    if status == 401:
+        return SandboxAuthenticationError(said.message)
     if status == 403:
         return SandboxOperationError(said.message, operation, "PermissionDenied")
     if status == 502 and word == "ConnectionError":
@@ -47,7 +65,8 @@ def dataplane_error(answer: httpx.Response, operation: str | None = None) -> San
     if status == 408 and word == "CommandTimeout":
         return CommandTimeoutError(said.message)
     if status == 404 or word == "FileNotFound":
-        return ResourceNotFoundError(said.message, "file")
+        kind = more.get("resource_type")
+        return ResourceNotFoundError(said.message, kind if isinstance(kind, str) else "file")
     if status == 422:
         field = more.get("field")
         return ValidationError(said.message, field if isinstance(field, str) else said.field, said.details, word)

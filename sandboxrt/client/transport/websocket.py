@@ -24,7 +24,10 @@ from h11 import LocalProtocolError as H11Error
 from wsproto.utilities import LocalProtocolError as WebSocketError
 
 from sandboxrt.actors import raising_plainly
+from sandboxrt.client.transport.replies import socket_error
 from sandboxrt.errors import (
+    ResourceNotFoundError,
+    SandboxClientError,
     SandboxConnectionError,
     SandboxConnectTimeoutError,
     SandboxRetryableConnectionError,
@@ -178,6 +181,9 @@ async def open_socket(
     Raises:
         SandboxRetryableConnectionError: It cannot be opened now; ``retry_after`` has what the server asks for.
         SandboxConnectionError: It cannot be opened.
+        ResourceNotFoundError: The sandbox is gone.
+        SandboxNotReadyError: It is not ready.
+        SandboxAuthenticationError: The key was refused.
     """
     stream = await _connect(url, limits, tls)
     try:
@@ -320,13 +326,18 @@ class _Watched(trio.abc.Stream):
         await self._stream.aclose()
 
 
-def _refused(refusal: trio_websocket.ConnectionRejected) -> SandboxConnectionError:
+def _refused(refusal: trio_websocket.ConnectionRejected) -> SandboxClientError:
     status = refusal.status_code
     headers = {bytes(name).lower(): bytes(text) for name, text in refusal.headers or ()}
     try:
         body = json.loads(bytes(refusal.body or b""))
     except ValueError:
         body = None
+    final = socket_error(status, body)
+    if final is not None:
+        if isinstance(final, ResourceNotFoundError):
+            final.resource_type = "sandbox"
+        return final
     said = parse_error(body, "").message
     text = f"WebSocket upgrade rejected by server (HTTP {status})" + (f": {said}" if said else "")
     if status in _RETRIED_REFUSALS:

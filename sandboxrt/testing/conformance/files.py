@@ -22,11 +22,12 @@ async def _pieces(*pieces: bytes) -> AsyncIterator[bytes]:
         yield piece
 
 
-async def _refused(doing: Awaitable[object], operation: str, error_type: str) -> None:
+async def _refused(doing: Awaitable[object], operation: str, error_type: str, words: str = "") -> None:
     try:
         await doing
     except SandboxOperationError as error:
         assert (error.operation, error.error_type) == (operation, error_type), error
+        assert words in str(error), error
     else:
         raise AssertionError(f"no {error_type}")
 
@@ -78,7 +79,7 @@ async def missing_files_are_not_found(driver: Driver) -> None:
                 await driver.read_file(name, path)
             except ResourceNotFoundError as error:
                 assert error.resource_type == "file"
-                assert str(error) == f"File '{path}' not found in sandbox '{name}'"
+                assert str(error) == f"File '{path}' not found in sandbox '{name}' (No such file or directory)"
             else:
                 raise AssertionError("found")
 
@@ -87,12 +88,14 @@ async def missing_files_are_not_found(driver: Driver) -> None:
 async def what_is_no_file_is_refused(driver: Driver) -> None:
     """Folders, devices, and paths through files."""
     async with sandbox(driver) as name:
-        await _refused(driver.read_file(name, "/etc"), "read", "IsDirectory")
-        await _refused(driver.write_file(name, "/etc", _pieces(b"x")), "write", "IsDirectory")
+        await _refused(driver.read_file(name, "/etc"), "read", "IsDirectory", "(Is a directory)")
+        await _refused(driver.write_file(name, "/etc", _pieces(b"x")), "write", "IsDirectory", "(Is a directory)")
         await _refused(driver.read_file(name, "/dev/null"), "read", "NotRegular")
-        await _refused(driver.read_file(name, "/etc/passwd/x"), "read", "NotADirectory")
-        await _refused(driver.write_file(name, "/etc/passwd/x", _pieces(b"x")), "write", "NotADirectory")
-        await _refused(driver.read_file(name, "/" + "n" * 300), "read", "NameTooLong")
+        await _refused(driver.read_file(name, "/etc/passwd/x"), "read", "NotADirectory", "(Not a directory)")
+        await _refused(
+            driver.write_file(name, "/etc/passwd/x", _pieces(b"x")), "write", "NotADirectory", "(Not a directory)"
+        )
+        await _refused(driver.read_file(name, "/" + "n" * 300), "read", "NameTooLong", "(File name too long)")
 
 
 @_case
