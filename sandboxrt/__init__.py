@@ -11,6 +11,7 @@ from sandboxrt.client.service import AsyncServiceURL
 from sandboxrt.client.tunnel import AsyncTunnel, AsyncTunnelOpening
 from sandboxrt.errors import (
     ClientClosedError,
+    CommandInterruptedError,
     CommandNotFoundError,
     CommandTimeoutError,
     DataplaneNotConfiguredError,
@@ -74,6 +75,7 @@ __all__ = [
     "AsyncTunnelOpening",
     "ClientClosedError",
     "CommandHandle",
+    "CommandInterruptedError",
     "CommandNotFoundError",
     "CommandTimeoutError",
     "DataplaneNotConfiguredError",

@@ -5,7 +5,7 @@ The tree, with the attributes that carry what a caller needs (no message parsing
     SandboxClientError
     ├─ SandboxAPIError                    the server failed, or the endpoint is not a sandbox API
     ├─ SandboxAuthenticationError         the API key was refused
-    ├─ SandboxConnectionError             network or WebSocket trouble
+    ├─ SandboxConnectionError             network or WebSocket trouble; .stdout .stderr
     │  ├─ SandboxServerReloadError        the server announced a restart
     │  └─ SandboxRetryableConnectionError .retry_after
     │     └─ SandboxConnectTimeoutError
@@ -23,9 +23,10 @@ The tree, with the attributes that carry what a caller needs (no message parsing
     ├─ QuotaExceededError                 .quota_type
     ├─ DataplaneNotConfiguredError
     ├─ SandboxNotReadyError
-    ├─ SandboxOperationError              .operation .error_type
-    │  ├─ CommandTimeoutError             .timeout .stdout .stderr (the partial output)
+    ├─ SandboxOperationError              .operation .error_type .stdout .stderr (a command's output until then)
+    │  ├─ CommandTimeoutError             .timeout
     │  ├─ CommandNotFoundError            the session expired, never existed, or lives in another process
+    │  │  └─ CommandInterruptedError      it ended with its sandbox or server; how far it came may be unknown
     │  └─ OutputLostError                 .stream .requested_offset .first_offset: a gap, never a silent splice
     ├─ ClientClosedError                  the client (or its runtime) was closed, or belongs to another process
     └─ TunnelError
@@ -45,6 +46,7 @@ from typing import Any
 
 __all__ = [
     "ClientClosedError",
+    "CommandInterruptedError",
     "CommandNotFoundError",
     "CommandTimeoutError",
     "DataplaneNotConfiguredError",
@@ -89,7 +91,15 @@ class SandboxAuthenticationError(SandboxClientError):
 
 
 class SandboxConnectionError(SandboxClientError):
-    """The network, the WebSocket or the sandbox itself went away."""
+    """The network, the WebSocket or the sandbox itself went away.
+
+    Attributes:
+        stdout: What had come of a command's standard output, where its connection was lost for good; else empty.
+        stderr: The same of its standard error.
+    """
+
+    stdout: str = ""
+    stderr: str = ""
 
 
 class SandboxServerReloadError(SandboxConnectionError):
@@ -219,7 +229,12 @@ class SandboxOperationError(SandboxClientError):
     Attributes:
         operation: ``"command"``, ``"reconnect"``, ``"read"``, ``"write"``, ``"kill"``, ``"send_input"`` or ``None``.
         error_type: The protocol's word for the reason, e.g. ``"CommandNotFound"``, ``"PermissionDenied"``.
+        stdout: What had come of a command's standard output until the error ended it; else empty.
+        stderr: The same of its standard error.
     """
+
+    stdout: str = ""
+    stderr: str = ""
 
     def __init__(self, message: str, operation: str | None = None, error_type: str | None = None) -> None:
         super().__init__(message)
@@ -286,6 +301,15 @@ class CommandTimeoutError(SandboxOperationError):
 
 class CommandNotFoundError(SandboxOperationError):
     """There is no such command session here: it expired, never existed, or lives in another process."""
+
+
+class CommandInterruptedError(CommandNotFoundError):
+    """A command ended because its sandbox was stopped or deleted, or died, or because its server ended.
+
+    Also raised by a start that was sent again because its answer was lost, and that arrived after such an end: the
+    command is not run a second time, and whether it ran to its end, or at all, is not known. ``stdout`` and ``stderr``
+    have what had come until then.
+    """
 
 
 class OutputLostError(SandboxOperationError):

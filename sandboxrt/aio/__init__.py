@@ -13,6 +13,7 @@ from sandboxrt.aio.service import AsyncServiceURL
 from sandboxrt.aio.tunnel import AsyncTunnel, AsyncTunnelOpening
 from sandboxrt.errors import (
     ClientClosedError,
+    CommandInterruptedError,
     CommandNotFoundError,
     CommandTimeoutError,
     DataplaneNotConfiguredError,
@@ -74,6 +75,7 @@ __all__ = [
     "AsyncTunnel",
     "AsyncTunnelOpening",
     "ClientClosedError",
+    "CommandInterruptedError",
     "CommandNotFoundError",
     "CommandTimeoutError",
     "DataplaneNotConfiguredError",

@@ -12,7 +12,7 @@ from __future__ import annotations
 import uuid
 from collections import deque
 from collections.abc import Mapping
-from typing import Literal
+from typing import Literal, TypeVar
 
 import attrs
 import trio
@@ -20,6 +20,7 @@ import trio
 from sandboxrt.client.owner import Owner
 from sandboxrt.client.transport.base import Attachment
 from sandboxrt.errors import (
+    CommandInterruptedError,
     CommandNotFoundError,
     CommandTimeoutError,
     OutputLostError,
@@ -49,6 +50,7 @@ __all__ = ["CommandSession", "new_command_id"]
 ABORT_S = 5.0
 """How long an abandoned command may take to die before the client stops waiting for that."""
 
+_Lost = TypeVar("_Lost", bound=SandboxOperationError | SandboxConnectionError)
 _GONE = (SandboxClientError, trio.EndOfChannel, trio.ClosedResourceError, trio.BrokenResourceError)
 
 
@@ -230,6 +232,8 @@ class CommandSession:
         except (SandboxConnectionError, trio.EndOfChannel, trio.ClosedResourceError, trio.BrokenResourceError) as error:
             await self._lost(error)
             return
+        except CommandInterruptedError as error:
+            self._end = self._with_output(error)
         finally:
             self._receive_scope = None
         if self._end is not None:
@@ -271,10 +275,18 @@ class CommandSession:
         return self._text["stdout"][0], self._text["stderr"][0]
 
     def _failure(self, frame: ErrorFrame, operation: str) -> SandboxOperationError:
+        return self._with_output(self._plain_failure(frame, operation))
+
+    def _with_output(self, error: _Lost) -> _Lost:
+        error.stdout, error.stderr = self._texts()
+        return error
+
+    def _plain_failure(self, frame: ErrorFrame, operation: str) -> SandboxOperationError:
         match frame.error_type:
             case "CommandTimeout":
-                stdout, stderr = self._texts()
-                return CommandTimeoutError(frame.error, self.timeout_s, stdout=stdout, stderr=stderr)
+                return CommandTimeoutError(frame.error, self.timeout_s)
+            case "CommandInterrupted" | "SandboxStopped" | "SandboxDeleted" | "SandboxDied":
+                return CommandInterruptedError(frame.error, operation, frame.error_type)
             case "CommandNotFound" | "SessionExpired":
                 return CommandNotFoundError(frame.error, operation, frame.error_type)
             case "ReadOffsetUnavailable" if frame.stream is not None and frame.first_offset is not None:
@@ -389,12 +401,11 @@ class CommandSession:
         """Prepare another attempt after a lost attachment, or give up."""
         await self._close_attachment()
         if self.owner.transport.mode == "remote" and isinstance(error, SandboxConnectionError):
-            raise error  # the transport has tried again for as long as that was right
+            raise self._with_output(error)  # the transport has tried again for as long as that was right
         self._losses += 1
         if self._losses > MAX_LOSSES:
-            raise SandboxConnectionError(
-                f"lost the connection to command {self.command_id} {self._losses} times in succession, giving up"
-            ) from error
+            message = f"lost the connection to command {self.command_id} {self._losses} times in succession, giving up"
+            raise self._with_output(SandboxConnectionError(message)) from error
         if not isinstance(error, SandboxServerReloadError):
             await trio.sleep(reattach_delay(self._losses))
 

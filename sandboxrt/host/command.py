@@ -128,6 +128,8 @@ class Command:
         self.id = command_id
         self.request = request
         self.pid: int | None = None
+        self.never_ran: bool = False
+        """Whether it is certain that it was not started, and will not be."""
         self.on_detached: Callable[[], None] = _nothing
         """Called after each reader that goes."""
         self.outcome: Exit | ErrorFrame | None = None
@@ -257,6 +259,7 @@ class Command:
         try:
             self._process = process = await self._surroundings.start(self.request)
         except StartError as error:
+            self.never_ran = True
             gone = self._surroundings.gone.is_set()
             self._finish(self._surroundings.end_frame() if gone else error.frame)
             return

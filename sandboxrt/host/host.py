@@ -355,7 +355,7 @@ class Host:
             ResourceNotFoundError: There is no such sandbox.
             SandboxNotReadyError: It is not ready.
         """
-        return (await self.find(name)).attach(first)
+        return await (await self.find(name)).attach(first)
 
     async def wait_ended(self, name: str) -> None:
         """Wait until what runs in a sandbox now has ended: it died, or is being stopped or deleted.

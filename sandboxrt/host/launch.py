@@ -20,7 +20,7 @@ from sandboxrt.engine.base import (
 )
 from sandboxrt.host.command import StartError
 from sandboxrt.host.users import User, UserNotFoundError, find_user
-from sandboxrt.protocol.exec import ErrorFrame, Execute
+from sandboxrt.protocol.exec import COMMAND_TOO_LONG, ErrorFrame, Execute
 
 __all__ = ["DEFAULT_PATH", "ImageSettings", "Launcher"]
 
@@ -225,8 +225,5 @@ def _explain_exec(number: int, request: Execute, shell: str, user: User) -> str:
     if number == errno.EACCES:
         return f"Shell '{shell}' may not be executed by user '{user.name}'; pass another shell or user"
     if number == errno.E2BIG:
-        return (
-            "The command and its environment are longer than the kernel takes; write the script to a file with "
-            "write() and run that"
-        )
+        return COMMAND_TOO_LONG
     return f"Shell '{shell}' could not be started: {os.strerror(number)}"

@@ -48,6 +48,7 @@ from sandboxrt.host.provision import Workshop, make_container, new_launcher, rec
 from sandboxrt.host.search import Searcher
 from sandboxrt.host.sessions import SessionTable
 from sandboxrt.host.spill import SpillFile, SpillQuota, sweep
+from sandboxrt.host.starts import StartLog
 from sandboxrt.host.stream import OutputStream
 from sandboxrt.host.tunnel import Tunnel
 from sandboxrt.models import IsolationReport
@@ -136,6 +137,7 @@ class Sandbox:
         self._folder: Path | None = None
         self._scope = trio.CancelScope()
         self._nursery: trio.Nursery | None = None
+        self._starts = StartLog(None, is_new=True)
         self._sessions = self._new_sessions()
         self._quota = self._new_quota()
         self._lifetime_changed = trio.lowlevel.ParkingLot()
@@ -165,6 +167,7 @@ class Sandbox:
             self._last_active_at = min(clock, clock - age_s(row.last_active_at, now) + _NOTE_EVERY_S)
             self._idle_goes_on = True
         self._folder = sandbox_dir(self._shop.config.state_dir, row.engine_id)
+        self._begin_log(is_new=False)
         self.status = SandboxStatus(row.status)
         if self.status is SandboxStatus.FAILED and not self._folder.exists():
             self._folder = None  # it died, and its files are gone: nothing to start again
@@ -356,6 +359,7 @@ class Sandbox:
     async def _provision(self) -> None:
         self._row, self.request = await record_sandbox(self._shop, self.request)
         self._quota = self._new_quota()
+        self._begin_log(is_new=True)
         self._on_recorded(self)
         self.recorded.set()
         await self._boot()
@@ -426,6 +430,7 @@ class Sandbox:
                 with self._noting_trouble():
                     await self._container.close()
                 self._container = self._launcher = None
+        self._starts.end_run()
         self._sessions = self._new_sessions()
         self._connections = self._new_connections()
         self.gone = trio.Event()
@@ -543,12 +548,17 @@ class Sandbox:
 
     # -- what users do with it ---------------------------------------------------------------------------------------
 
-    def attach(self, first: Execute | Reconnect) -> AnyAttachment:
+    async def attach(self, first: Execute | Reconnect) -> AnyAttachment:
         """Start a command or attach to one; in a stopped sandbox there is none to attach to.
 
         Raises:
             SandboxNotReadyError: It is not ready.
+            SandboxOperationError: The record of what was begun in it cannot be read, so nothing may be.
         """
+        try:
+            await self._starts.load()
+        except OSError as error:
+            raise SandboxOperationError(f"The record of its commands cannot be read: {error}", "command") from error
         if isinstance(first, Reconnect) and (self.status is SandboxStatus.STOPPED or self._is_waking):
             return self._sessions.attach(first)
         self._ready()
@@ -781,8 +791,17 @@ class Sandbox:
         """The container's count of processes killed for lack of memory."""
         return await self._container.oom_kills() if self._container is not None else 0
 
+    def _begin_log(self, *, is_new: bool) -> None:
+        """Have starts remembered for as long as the sandbox: by the next host, too, where there may be one."""
+        assert self._row is not None
+        folder = sandbox_dir(self._shop.config.state_dir, self._row.engine_id) / SESSIONS_FOLDER
+        self._starts = StartLog(folder if self._row.keep else None, is_new=is_new)
+        self._sessions = self._new_sessions()
+
     def _new_sessions(self) -> SessionTable:
-        return SessionTable(self._new_command, self._start_command, self._shop.config.sessions, self.touch)
+        return SessionTable(
+            self._starts, self._new_command, self._start_command, self._shop.config.sessions, self.touch
+        )
 
     def _new_quota(self) -> SpillQuota:
         limit, disk = self._shop.config.spill_quota_bytes, self.request.limits.disk_bytes

@@ -8,17 +8,17 @@ import math
 import uuid
 from collections import OrderedDict, deque
 from collections.abc import Callable
+from typing import Final
 
 import attrs
 import trio
 
 from sandboxrt.host.attachment import CommandAttachment, RefusedAttachment
 from sandboxrt.host.command import Command
+from sandboxrt.host.starts import Begun, StartLog
 from sandboxrt.protocol.exec import ErrorFrame, Execute, Reconnect
 
 __all__ = ["SessionLimits", "SessionTable"]
-
-_REMEMBERED_IDS = 1000
 
 
 @attrs.frozen(kw_only=True)
@@ -40,6 +40,7 @@ class SessionTable:
     """Finds, starts and forgets the commands of one sandbox. Everything but :meth:`run` is immediate.
 
     Args:
+        starts: Remembers what was begun, for longer than this table. Loaded.
         new_command: Makes a command that is not running yet and calls back when it has finished.
         start: Gives a command its task.
         limits: The bounds.
@@ -48,11 +49,13 @@ class SessionTable:
 
     def __init__(
         self,
+        starts: StartLog,
         new_command: Callable[[str, Execute, Callable[[Command], None]], Command],
         start: Callable[[Command], None],
         limits: SessionLimits,
         on_detached: Callable[[], None] = lambda: None,
     ) -> None:
+        self._starts = starts
         self._new_command = new_command
         self._start = start
         self._limits = limits
@@ -60,7 +63,6 @@ class SessionTable:
         self._finished: OrderedDict[str, Command] = OrderedDict()
         self._in_memory: OrderedDict[Command, int] = OrderedDict()
         """Finished ones whose output is in memory, and how much that is."""
-        self._expired: OrderedDict[str, None] = OrderedDict()
         self._deadlines: list[tuple[float, int, Command]] = []
         self._order = itertools.count()
         self._forgotten: deque[Command] = deque()
@@ -86,12 +88,13 @@ class SessionTable:
         """Attach to the command that ``first`` names, started now if it is new.
 
         ``Execute`` with a known id attaches from offset 0, whatever its other fields say: it is the repetition of the
-        first one. With another command text it is a clash of ids, and refused.
+        first one. With another command text it is a clash of ids, and refused; and so it is where a command of that id
+        was begun before and its session is gone, since nothing is ever run twice.
         """
         if isinstance(first, Reconnect):
             command = self._commands.get(first.command_id)
             if command is None:
-                return RefusedAttachment(self._missing(first.command_id))
+                return RefusedAttachment(_missing(first.command_id, self._starts.when(first.command_id)))
             return command.attach(first.stdout_offset, first.stderr_offset, first.input_id)
         command_id = first.command_id or uuid.uuid4().hex
         command = self._commands.get(command_id)
@@ -101,10 +104,17 @@ class SessionTable:
                     ErrorFrame(f"Command id '{command_id}' belongs to another command already", "CommandIdConflict")
                 )
             return command.attach(input_id=first.input_id)
+        if (begun := self._starts.when(command_id)) is not None:
+            return RefusedAttachment(_repeated(command_id, begun))
         if self.running >= self._limits.running:
             return RefusedAttachment(
                 ErrorFrame(f"The sandbox runs {self.running} commands at once already, which is its limit")
             )
+        try:
+            self._starts.note(command_id)
+        except OSError as error:
+            words = f"The start could not be recorded on the host, so nothing was started: {error.strerror}"
+            return RefusedAttachment(ErrorFrame(words, "StartNotRecorded"))
         command = self._new_command(command_id, first, self._on_finished)
         command.on_detached = self._on_detached
         self._commands[command_id] = command
@@ -139,16 +149,13 @@ class SessionTable:
         for command in (*self._commands.values(), *self._forgotten):
             await command.aclose()
 
-    def _missing(self, command_id: str) -> ErrorFrame:
-        if command_id in self._expired:
-            return ErrorFrame(f"Session expired: {command_id}", "SessionExpired")
-        return ErrorFrame(f"Command not found: {command_id}", "CommandNotFound")
-
     def _on_finished(self, command: Command) -> None:
         self._unfinished.discard(command)
         if command.pid is None:
-            # Nothing was started, so a repetition may try again.
-            self._forget(command, remember=False)
+            if command.never_ran:
+                # A repetition may try again.
+                self._starts.forget(command.id)
+            self._forget(command)
             return
         self._finished[command.id] = command
         if held_bytes := command.memory_used_bytes:
@@ -173,14 +180,37 @@ class SessionTable:
         if self._deadlines[0] is entry:
             self._changed.unpark_all()
 
-    def _forget(self, command: Command, *, remember: bool = True) -> None:
+    def _forget(self, command: Command) -> None:
         self._commands.pop(command.id, None)
         self._finished.pop(command.id, None)
         self._held_bytes -= self._in_memory.pop(command, 0)
         command.forget()
         self._forgotten.append(command)
-        if remember:
-            self._expired[command.id] = None
-            if len(self._expired) > _REMEMBERED_IDS:
-                self._expired.popitem(last=False)
         self._changed.unpark_all()
+
+
+def _missing(command_id: str, begun: Begun | None) -> ErrorFrame:
+    match begun:
+        case None:
+            return ErrorFrame(f"Command not found: {command_id}", "CommandNotFound")
+        case Begun.NOW:
+            return ErrorFrame(f"Session expired: {command_id}", "SessionExpired")
+    words = f"Command {command_id} ended, at the latest, when {_ENDED[begun]}; its output is gone"
+    return ErrorFrame(words, "CommandInterrupted")
+
+
+def _repeated(command_id: str, begun: Begun) -> ErrorFrame:
+    if begun is Begun.NOW:
+        words = f"Session expired: {command_id}; the command was begun before, and a repeated start never runs it again"
+        return ErrorFrame(words, "SessionExpired")
+    return ErrorFrame(
+        f"Command {command_id} was begun before {_ENDED[begun]}, and is not run again: whether it ran to its end, or "
+        "at all, is not known",
+        "CommandInterrupted",
+    )
+
+
+_ENDED: Final = {
+    Begun.BEFORE_STOP: "the sandbox was stopped",
+    Begun.BEFORE_HOST: "the server that ran it ended, or the sandbox was stopped",
+}

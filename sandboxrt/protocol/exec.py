@@ -7,11 +7,12 @@ turns them into the text frames of protocol.md §4. Nothing here waits, reads a 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal, TypeAlias
+from typing import Final, Literal, TypeAlias
 
 import attrs
 
 __all__ = [
+    "COMMAND_TOO_LONG",
     "ClientFrame",
     "CloseStdin",
     "ErrorFrame",
@@ -29,6 +30,12 @@ __all__ = [
 ]
 
 StreamName: TypeAlias = Literal["stdout", "stderr"]
+
+COMMAND_TOO_LONG: Final = (
+    "The command and its environment are longer than the kernel takes; write the script to a file with write() and run "
+    "that"
+)
+"""What is said of a command that no program can be given, wherever that is found."""
 
 
 @attrs.frozen(kw_only=True)

@@ -103,6 +103,8 @@ def frame_reply(frame: ErrorFrame) -> Response:
         return reply(408, "CommandTimeout", frame.error)
     if frame.error_type in ("CommandNotFound", "SessionExpired"):
         return reply(404, frame.error_type, frame.error)
+    if frame.error_type == "CommandInterrupted":
+        return reply(409, frame.error_type, frame.error)
     return reply(400, "CommandError", frame.error, operation="command", error_type=frame.error_type)
 
 

@@ -54,7 +54,7 @@ async def test_sessions_end_with_the_stop(tmp_path: Path, autojump_clock: trio.t
         await host.start_sandbox("box")
         # Sessions are of what ran, and that is gone.
         async with converse(host, "box", Reconnect("done")) as reader:
-            assert (await reader.to_end()).error.error_type == "CommandNotFound"
+            assert (await reader.to_end()).error.error_type == "CommandInterrupted"
 
 
 async def test_days_are_counted_while_stopped(tmp_path: Path, autojump_clock: trio.testing.MockClock) -> None:

@@ -37,12 +37,13 @@ from sandboxrt.protocol.backoff import retry_after
 from sandboxrt.protocol.rest_errors import parse_error
 from sandboxrt.sockets import send_at_once
 
-__all__ = ["Socket", "SocketLimits", "open_socket", "socket_url"]
+__all__ = ["RefusedSocketError", "Socket", "SocketLimits", "TooBigMessageError", "open_socket", "socket_url"]
 
 _Stream: TypeAlias = trio.SocketStream | trio.SSLStream[trio.SocketStream]
 
 _HTTP = b"HTTP/"
 _GOING_AWAY = 1001
+_TOO_BIG = 1009
 _RETRIED_REFUSALS = frozenset({429, 500, 502, 503, 504})
 _RECEIVE_BYTES = 256 * 1024
 _QUEUED_MESSAGES = 4
@@ -52,6 +53,24 @@ _MAX_CLOSE_S = 10.0
 
 # Refused handshakes and broken connections are told to the caller; the library's own words about them are not needed.
 logging.getLogger("trio-websocket").setLevel(logging.CRITICAL)
+
+
+class RefusedSocketError(SandboxConnectionError):
+    """The server answered the handshake with a refusal.
+
+    Attributes:
+        status: The HTTP status.
+        said: The server's own words for it; empty where what answered need not have been a sandbox server.
+    """
+
+    def __init__(self, message: str, status: int, said: str) -> None:
+        super().__init__(message)
+        self.status = status
+        self.said = said
+
+
+class TooBigMessageError(SandboxConnectionError):
+    """A message was longer than the server takes; the connection is closed."""
 
 
 @attrs.frozen(kw_only=True)
@@ -345,7 +364,7 @@ def _refused(refusal: trio_websocket.ConnectionRejected) -> SandboxClientError:
         return SandboxRetryableConnectionError(text, retry_after(None if after is None else after.decode("latin-1")))
     if status == 404 and not said:
         text = "The server does not support WebSocket command execution (HTTP 404)"
-    return SandboxConnectionError(text)
+    return RefusedSocketError(text, status, said)
 
 
 def _lost(closed: trio_websocket.ConnectionClosed) -> SandboxConnectionError:
@@ -353,4 +372,6 @@ def _lost(closed: trio_websocket.ConnectionClosed) -> SandboxConnectionError:
     code = None if reason is None else reason.code
     if code == _GOING_AWAY:
         return SandboxServerReloadError("The server is restarting (WebSocket closed with 1001)")
+    if code == _TOO_BIG:
+        return TooBigMessageError("The server takes no message of that length (WebSocket closed with 1009)")
     return SandboxConnectionError(f"The WebSocket was closed with {code}" if code else "The connection broke")
