@@ -458,6 +458,18 @@ class Engine(Protocol):
         """
         ...
 
+    async def move_owners(self, state_dir: Path, old_base: int, new_base: int) -> None:
+        """Give the files of ``state_dir`` that a block of ids owns to another block. Idempotent, also after a half.
+
+        For containers that are to be started with another ``uid_base`` than those before. Nothing runs over them.
+
+        Raises:
+            ResourceCreationError: With the reason; some files may be given already, and can be given back likewise.
+
+        Cancellation: shielded; bounded by ten minutes.
+        """
+        ...
+
     async def release(self, state_dir: Path, container_id: str) -> None:
         """End and free everything that a container of ``state_dir`` may have left on this host, but keep its files.
 

@@ -56,6 +56,7 @@ from sandboxrt.engine.launch.plan import (
 )
 from sandboxrt.engine.launch.program import Finished, run_launcher
 from sandboxrt.engine.ledger import DiskLedger
+from sandboxrt.engine.owners.mover import move_owners
 from sandboxrt.engine.probe import LAUNCH_SOURCE, HostProbe, probe_host
 from sandboxrt.engine.remains import record_folder, records_in
 from sandboxrt.engine.remove_tree import remove_tree
@@ -339,6 +340,11 @@ class OciEngine:
             target=target,
             reserve_bytes=reserve_bytes,
         )
+
+    async def move_owners(self, state_dir: Path, old_base: int, new_base: int) -> None:
+        """See :class:`~sandboxrt.engine.base.Engine`."""
+        if (await self._probe()).facts.is_root:
+            await move_owners((await self._built_tools()).launcher, state_dir, old_base, new_base)
 
     async def release(self, state_dir: Path, container_id: str) -> None:
         """See :class:`~sandboxrt.engine.base.Engine`."""

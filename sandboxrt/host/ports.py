@@ -85,6 +85,14 @@ class SandboxRecords(Protocol):
         """Change its name, TTLs or run configuration; ``None`` leaves as is."""
         ...
 
+    async def secure_block(self, row: SandboxRow) -> SandboxRow:
+        """Hold its uid block for a start, or give it another one, to which its files have to be given then."""
+        ...
+
+    async def owners_moved(self, sandbox_id: str) -> None:
+        """All its files are its block's now."""
+        ...
+
     async def remove_sandbox(self, name_or_id: str) -> None:
         """Forget it and free its uid block; harmless when it is gone."""
         ...

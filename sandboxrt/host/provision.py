@@ -5,6 +5,7 @@ Making the container is done again at each start; the row, and the files in the 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 
@@ -24,7 +25,9 @@ from sandboxrt.protocol.rest import CreateSandbox
 from sandboxrt.protocol.rest_fields import invalid
 from sandboxrt.store import SandboxRow, container_id
 
-__all__ = ["Workshop", "hostname", "make_container", "new_launcher", "record_sandbox", "sandbox_dir"]
+__all__ = ["Workshop", "hostname", "make_container", "new_launcher", "record_sandbox", "sandbox_dir", "secure_block"]
+
+_log = logging.getLogger("sandboxrt.host")
 
 
 @attrs.frozen(kw_only=True)
@@ -71,7 +74,10 @@ async def record_sandbox(shop: Workshop, request: CreateSandbox) -> tuple[Sandbo
 
 
 async def make_container(shop: Workshop, request: CreateSandbox, row: SandboxRow) -> tuple[Container, ImageSettings]:
-    """Make the container of a recorded sandbox, over the files that an earlier one left in its folder, if any."""
+    """Make the container of a recorded sandbox, over the files that an earlier one left in its folder, if any.
+
+    ``row`` must be what :func:`secure_block` gave.
+    """
     contents = await shop.snapshots.use(row.snapshot_id)
     folder = sandbox_dir(shop.config.state_dir, row.engine_id)
     # Some microseconds, against the hundreds that a worker thread takes, on the way of every create.
@@ -89,6 +95,20 @@ async def make_container(shop: Workshop, request: CreateSandbox, row: SandboxRow
         )
     )
     return container, contents.config
+
+
+async def secure_block(shop: Workshop, row: SandboxRow) -> SandboxRow:
+    """See that a sandbox that is to be started has a block of user ids of its own, and that its files are that block's.
+
+    It has had one since it was made; but while nobody held it, because its host was down, a sandbox of another state
+    folder may have been given the same, and one of a copied folder has it for certain.
+    """
+    while (row := await shop.records.secure_block(row)).moved_from is not None:
+        folder = sandbox_dir(shop.config.state_dir, row.engine_id)
+        _log.warning("sandbox %s gets other user ids: a sandbox of another state folder has its", row.id)
+        await shop.engine.move_owners(folder, row.moved_from, row.uid_base)
+        await shop.records.owners_moved(row.id)
+    return row
 
 
 @attrs.frozen

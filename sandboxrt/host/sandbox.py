@@ -16,6 +16,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Final
 
+import attrs
 import trio
 
 from sandboxrt.actors import RestartPolicy, sole_error, supervise
@@ -44,7 +45,7 @@ from sandboxrt.host.files import SandboxFile, open_file, read_file, resolve_path
 from sandboxrt.host.launch import ImageSettings, Launcher
 from sandboxrt.host.lease import Lease
 from sandboxrt.host.lifetime import Ending, age_s, expiry_at_rest, next_end
-from sandboxrt.host.provision import Workshop, make_container, new_launcher, record_sandbox, sandbox_dir
+from sandboxrt.host.provision import Workshop, make_container, new_launcher, record_sandbox, sandbox_dir, secure_block
 from sandboxrt.host.search import Searcher
 from sandboxrt.host.sessions import SessionTable
 from sandboxrt.host.spill import SpillFile, SpillQuota, sweep
@@ -371,6 +372,9 @@ class Sandbox:
         await self._shop.leftovers.free(sandbox_dir(self._shop.config.state_dir, row.engine_id))
         async with self._shop.creating:
             self._folder = sandbox_dir(self._shop.config.state_dir, row.engine_id)
+            row = await secure_block(self._shop, row)
+            # It may have been renamed meanwhile.
+            self._row = attrs.evolve(self._row or row, uid_base=row.uid_base, moved_from=None)
             self._container, self._image = await make_container(self._shop, self.request, row)
         self._launcher = new_launcher(self._container, self._image, self.request, row.run_config)
         self.status = SandboxStatus.READY

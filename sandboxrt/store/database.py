@@ -176,6 +176,8 @@ _MIGRATIONS: Final[tuple[tuple[str, ...], ...]] = (
         "CREATE INDEX snapshots_by_layers ON snapshots (layers_key)",
         "CREATE INDEX snapshots_by_files ON snapshots (files_of)",
     ),
+    # The block whose ids the files of a sandbox have still, or some of them, until they are given to its own.
+    ("ALTER TABLE sandboxes ADD COLUMN moved_from INTEGER",),
 )
 """One tuple of statements a schema version. Append only: a state folder in the field has run those before."""
 

@@ -16,7 +16,6 @@ from sandboxrt.models import Isolation, Limits, RunConfig, Snapshot
 from sandboxrt.protocol.quota import Usage
 
 __all__ = [
-    "FREE_BLOCK",
     "OWNS_SOMETHING",
     "SNAPSHOT_COLUMNS",
     "UID_BLOCK_BASE",
@@ -24,6 +23,7 @@ __all__ = [
     "UID_BLOCK_SIZE",
     "SandboxRow",
     "SnapshotRow",
+    "block_of",
     "canonical_id",
     "derived_snapshots",
     "find_sandbox",
@@ -42,14 +42,6 @@ UID_BLOCK_BASE: Final = 0x20000000
 UID_BLOCK_SIZE: Final = 65_536
 UID_BLOCK_COUNT: Final = (0x80000000 - UID_BLOCK_BASE) // UID_BLOCK_SIZE
 """How many blocks there are; ids stay below 2**31, which some programs take for negative."""
-
-FREE_BLOCK = """
-    SELECT CASE WHEN NOT EXISTS (SELECT 1 FROM sandboxes WHERE uid_block = 0) THEN 0 ELSE
-        (SELECT a.uid_block + 1 FROM sandboxes AS a
-         WHERE NOT EXISTS (SELECT 1 FROM sandboxes AS b WHERE b.uid_block = a.uid_block + 1)
-         ORDER BY a.uid_block LIMIT 1) END
-"""
-
 
 OWNS_SOMETHING = """
     SELECT EXISTS (SELECT 1 FROM sandboxes WHERE owner_id = :owner)
@@ -79,6 +71,7 @@ class SandboxRow:
         keep: Whether its files outlive its owner; the next server takes it over.
         idempotency_key: What tells a repeated create from another one.
         lease_seconds: How long it outlives an owner that does not say that it lives; ``None`` = for ever.
+        moved_from: First id of the block that its files have still, wholly or in part; ``None`` = ``uid_base``.
         last_active_at: When something last happened in it, to the minute; ``None`` while its idle time does not count.
     """
 
@@ -106,6 +99,7 @@ class SandboxRow:
     stopped_at: str | None = None
     lease_seconds: int | None = None
     last_active_at: str | None = None
+    moved_from: int | None = None
 
     @property
     def engine_id(self) -> str:
@@ -216,7 +210,7 @@ def canonical_id(text: str) -> str | None:
 SANDBOX_COLUMNS: Final = (
     "id, name, owner_id, snapshot_id, status, status_message, uid_block, limits, require, allow_unenforced_limits,"
     " ttl_seconds, idle_ttl_seconds, env, created_at, updated_at, tenant, labels, run_config,"
-    " delete_after_stop_seconds, keep, idempotency_key, stopped_at, lease_seconds, last_active_at"
+    " delete_after_stop_seconds, keep, idempotency_key, stopped_at, lease_seconds, last_active_at, moved_from"
 )
 SNAPSHOT_COLUMNS: Final = ", ".join(
     field.name
@@ -226,11 +220,22 @@ SNAPSHOT_COLUMNS: Final = ", ".join(
 )
 
 
+def _first_id(block: int) -> int:
+    return UID_BLOCK_BASE + block * UID_BLOCK_SIZE
+
+
+def block_of(row: SandboxRow) -> int:
+    """The number of a sandbox's block."""
+    return (row.uid_base - UID_BLOCK_BASE) // UID_BLOCK_SIZE
+
+
 def _sandbox_row(row: sqlite3.Row) -> SandboxRow:
     values = dict(row)
     require = values.pop("require")
+    moved_from = values.pop("moved_from")
     return SandboxRow(
-        uid_base=UID_BLOCK_BASE + values.pop("uid_block") * UID_BLOCK_SIZE,
+        uid_base=_first_id(values.pop("uid_block")),
+        moved_from=None if moved_from is None else _first_id(moved_from),
         limits=Limits(**json.loads(values.pop("limits"))),
         require=None if require is None else frozenset(Isolation(value) for value in json.loads(require)),
         allow_unenforced_limits=bool(values.pop("allow_unenforced_limits")),

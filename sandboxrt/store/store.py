@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import secrets
 import sqlite3
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
@@ -20,6 +21,7 @@ from sandboxrt.errors import (
     ResourceInUseError,
     ResourceNameConflictError,
     ResourceNotFoundError,
+    SandboxClientError,
     SandboxNotReadyError,
     ValidationError,
 )
@@ -30,12 +32,12 @@ from sandboxrt.store.identity import settle_identity
 from sandboxrt.store.owners import OwnerLock
 from sandboxrt.store.privacy import make_private
 from sandboxrt.store.rows import (
-    FREE_BLOCK,
     OWNS_SOMETHING,
     SNAPSHOT_COLUMNS,
     UID_BLOCK_COUNT,
     SandboxRow,
     SnapshotRow,
+    block_of,
     canonical_id,
     derived_snapshots,
     find_sandbox,
@@ -48,6 +50,7 @@ from sandboxrt.store.rows import (
     usage_of,
     users_of_snapshot,
 )
+from sandboxrt.store.uid_blocks import UidBlocks
 
 __all__ = ["Store"]
 
@@ -74,6 +77,7 @@ class Store:
     _connection: sqlite3.Connection = attrs.field(repr=False)
     _lock: OwnerLock = attrs.field(repr=False)
     _now: Callable[[], datetime] = attrs.field(repr=False)
+    _blocks: UidBlocks = attrs.field(factory=UidBlocks.of_this_user, repr=False, kw_only=True)
     _limiter: trio.CapacityLimiter = attrs.field(factory=lambda: trio.CapacityLimiter(1), repr=False)
     _claims: dict[str, OwnerLock] = attrs.field(factory=dict, repr=False)
 
@@ -129,6 +133,7 @@ class Store:
             left = True
         finally:
             self._connection.close()
+            self._blocks.close()
         self._lock.release(forget=not left)
 
     async def transact(self, function: Callable[[sqlite3.Connection], T], *, write: bool = True) -> T:
@@ -183,7 +188,7 @@ class Store:
         lease_seconds: int | None = None,
         quota: Quota | None = None,
     ) -> SandboxRow:
-        """Record a new sandbox of this owner and give it the lowest free uid block.
+        """Record a new sandbox of this owner and give it a uid block that is nobody else's on this machine.
 
         Raises:
             ResourceAlreadyExistsError: The name is taken; choose another, or use that sandbox.
@@ -204,9 +209,7 @@ class Store:
                 raise SandboxNotReadyError(f"Snapshot '{snapshot_id}' is {snapshot[0]}, not ready")
             if quota is not None:
                 check_quota(quota, usage_of(db, tenant), limits)
-            block = int(db.execute(FREE_BLOCK).fetchone()[0])
-            if block >= UID_BLOCK_COUNT:
-                raise QuotaExceededError(f"All {UID_BLOCK_COUNT} uid blocks are taken", "sandbox_count")
+            block = self._new_block(db)
             db.execute(
                 "INSERT INTO sandboxes (id, name, owner_id, snapshot_id, status, uid_block, limits, require,"
                 " allow_unenforced_limits, ttl_seconds, idle_ttl_seconds, env, created_at, updated_at, tenant, labels,"
@@ -316,8 +319,53 @@ class Store:
             with contextlib.suppress(ResourceNotFoundError):
                 row = find_sandbox(db, name_or_id)
                 db.execute("DELETE FROM sandboxes WHERE id = ?", (row.id,))
+                self._blocks.free(block_of(row))
 
         await self.transact(remove)
+
+    async def secure_block(self, row: SandboxRow) -> SandboxRow:
+        """Hold the uid block of a sandbox that is to be started, or give it another one that can be held.
+
+        Returns:
+            The sandbox. With ``moved_from`` its files are to be given to its block first; then call
+            :meth:`owners_moved`, and this again.
+
+        Raises:
+            ResourceNotFoundError: There is no such sandbox.
+            QuotaExceededError: All uid blocks are taken.
+            SandboxClientError: This machine's blocks cannot be kept apart.
+        """
+        if row.moved_from is None and self._blocks.holds(block_of(row)):
+            await trio.lowlevel.checkpoint()  # It was made here, or taken over; a create asks no more of the database.
+            return row
+        sandbox_id = row.id
+
+        def secure(db: sqlite3.Connection) -> SandboxRow:
+            row = find_sandbox(db, sandbox_id)
+            if row.moved_from is not None or self._blocks.hold(block_of(row)):
+                return row
+            changes = {"uid_block": self._new_block(db), "moved_from": block_of(row)}
+            update_row(db, "sandboxes", row.id, changes)
+            return one_sandbox(db, "id = ?", (row.id,))
+
+        return await self.transact(secure)
+
+    async def owners_moved(self, sandbox_id: str) -> None:
+        """All files of a sandbox are its block's now."""
+        await self.transact(lambda db: update_row(db, "sandboxes", sandbox_id, {"moved_from": None}))
+
+    def _new_block(self, db: sqlite3.Connection) -> int:
+        """A block that no sandbox of this folder has and nobody on this machine holds, held.
+
+        At random: other folders' sandboxes that nobody holds now have blocks, too.
+        """
+        start = secrets.randbelow(UID_BLOCK_COUNT)
+        for step in range(UID_BLOCK_COUNT):
+            block = (start + step) % UID_BLOCK_COUNT
+            taken = db.execute("SELECT 1 FROM sandboxes WHERE uid_block = ?", (block,)).fetchone()
+            if not taken and self._blocks.hold(block):
+                return block
+        raise QuotaExceededError(f"All {UID_BLOCK_COUNT} uid blocks are taken", "sandbox_count")
 
     async def find_sandbox(self, name_or_id: str, tenant: str = "") -> SandboxRow:
         """The sandbox of that name in a tenant, or else of that id (with or without dashes) in any.
@@ -416,6 +464,9 @@ class Store:
             adopted = []
             for sandbox_id, status in statuses.items():
                 row = found[sandbox_id]
+                with contextlib.suppress(SandboxClientError):
+                    # Where it cannot be held, its start gives it another one, or says what is wrong.
+                    self._blocks.hold(block_of(row))
                 stopped_at = row.stopped_at or stamp if status == "stopped" else None
                 row = attrs.evolve(row, owner_id=self.owner_id, status=status, stopped_at=stopped_at)
                 changes = {"owner_id": row.owner_id, "status": row.status, "stopped_at": row.stopped_at}

@@ -170,6 +170,10 @@ class FakeEngine:
         self.captured[target / "tree" / upper_name("/")] = files
         return Captured(files.count_files(), files.used_bytes)
 
+    async def move_owners(self, state_dir: Path, old_base: int, new_base: int) -> None:
+        """Owners are those seen inside here."""
+        await trio.lowlevel.checkpoint()
+
     async def release(self, state_dir: Path, container_id: str) -> None:
         """Nothing outlives a fake container."""
         await trio.lowlevel.checkpoint()

@@ -174,6 +174,15 @@ class MemoryRecords:
             )
         )
 
+    async def secure_block(self, row: SandboxRow) -> SandboxRow:
+        """Blocks are nobody else's here."""
+        await trio.lowlevel.checkpoint()
+        return row
+
+    async def owners_moved(self, sandbox_id: str) -> None:
+        """Files have no owners here."""
+        await trio.lowlevel.checkpoint()
+
     async def remove_sandbox(self, name_or_id: str) -> None:
         """Forget one."""
         await trio.lowlevel.checkpoint()

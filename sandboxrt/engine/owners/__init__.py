@@ -1,0 +1,1 @@
+"""Gives the files of a sandbox at rest to another block of ids."""
