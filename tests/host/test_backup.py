@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
+import uuid
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -96,6 +100,53 @@ async def test_everything_that_counts(folder: Path, tmp_path: Path) -> None:
         with open(image, "rb") as file:
             file.seek(2**29)
             assert file.read(len(BLOCKS)) == BLOCKS
+
+
+async def test_what_comes_and_goes_meanwhile(folder: Path, tmp_path: Path) -> None:
+    """Made after the look around, and removed before, during and after its copy: what is in a backup is whole."""
+    async with Store.open(folder) as store:
+        for name in ("before", "during", "after"):
+            old = await store.find_sandbox("rests", "acme")
+            row = await store.add_sandbox(name=name, snapshot_id=old.snapshot_id, limits=Limits(), keep=True)
+            await store.set_sandbox_status(row.id, "stopped")
+            subprocess.run(
+                ["cp", "-a", folder / "sandboxes" / old.engine_id, folder / "sandboxes" / row.engine_id], check=True
+            )
+        rows = {row.name: row for row in await store.list_sandboxes()}
+
+    def change(statement: str, *arguments: str) -> None:
+        with contextlib.closing(sqlite3.connect(folder / "state.db", isolation_level=None)) as db:
+            db.execute(statement, arguments)
+
+    def remove(name: str) -> None:
+        change("DELETE FROM sandboxes WHERE name = ?", name)
+        shutil.rmtree(folder / "sandboxes" / rows[name].engine_id)
+
+    def tell(what: str) -> None:
+        if what == "snapshot base":
+            remove("before")
+            copied = {"id": str(uuid.uuid4()), "name": "new", "uid_block": 7}
+            with contextlib.closing(sqlite3.connect(folder / "state.db", isolation_level=None)) as db:
+                columns = [row[1] for row in db.execute("PRAGMA table_info(sandboxes)") if row[1] != "seq"]
+                picked = ", ".join(f"'{copied[each]}'" if each in copied else each for each in columns)
+                db.execute(
+                    f"INSERT INTO sandboxes ({', '.join(columns)}) SELECT {picked} FROM sandboxes WHERE name = 'rests'"
+                )
+        elif what == "sandbox during":
+            remove("during")
+        elif what == "sandbox after":
+            remove("rests")
+
+    made = await back_up(folder, tmp_path / "a.backup", tell=tell)
+    assert {item.name for item in made.contents.items} == {"base", "after"}
+    left_out = dict(made.contents.left_out)
+    assert left_out["sandbox before"] == "its files are gone"
+    assert left_out["sandbox during"] == left_out["sandbox rests"] == "it was deleted meanwhile"
+    other = await restored(made.path, tmp_path / "other")
+    async with Store.open(other) as store:
+        assert [row.name for row in await store.list_sandboxes()] == ["after"]
+    assert examine(other).findings == ()
+    assert [path.name for path in (other / "sandboxes").iterdir()] == [rows["after"].engine_id]
 
 
 async def test_into_a_folder(folder: Path, tmp_path: Path) -> None:

@@ -189,7 +189,9 @@ class _Backup:
                 stood_still_s=stood_still_s,
             )
             return
-        raise SandboxClientError(f"The sandbox '{row.name}' cannot be copied: {reason}")
+        raise SandboxClientError(
+            f"The sandbox '{row.name}' cannot be copied: {reason}. Stop it first, then make the backup"
+        )
 
     def _unfit(self, row: SandboxRow) -> str | None:
         if not row.keep:
@@ -211,7 +213,7 @@ class _Backup:
             async with _still(row, folder, before.loops[0]) as began:
                 await self.draft.add(folder, name, prefix=where)
                 return time.monotonic() - began
-        if name == DATA_FOLDER and before.records:
+        if name == DATA_FOLDER and row.status == "ready" and before.records:
             raise SandboxClientError(
                 f"The sandbox '{row.name}' runs without a disk of its own, so nothing can make its files stand still. "
                 "Stop it first, then make the backup"
