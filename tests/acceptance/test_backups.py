@@ -13,7 +13,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.acceptance.test_copies import check_it_beats, client_of, run, start
+from tests.acceptance.test_copies import BEATING, check_it_beats, client_of, run, start
 from tests.leaks import assert_nothing_left
 from tests.serving import Serving, serving
 
@@ -56,11 +56,7 @@ def loaded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Serving, 
         while client.get(f"/snapshots/{shot['id']}").json()["status"] == "building":
             time.sleep(0.05)
         assert client.post("/boxes/rests/stop").status_code < 300
-        run(
-            client,
-            "live",
-            "setsid sh -c 'while :; do echo beat >> /tmp/beats; sleep 0.05; done' >/dev/null 2>&1 & echo $! > /tmp/pid",
-        )
+        run(client, "live", BEATING)
         run(client, "live", f"setsid sh -c '{LOAD}' >/dev/null 2>&1 & sync")
         yield server, client
 

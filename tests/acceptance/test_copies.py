@@ -20,7 +20,9 @@ from tests.serving import Serving, serving
 
 pytestmark = [pytest.mark.container, pytest.mark.timeout(180)]
 
-BEAT = "while :; do echo beat >> /tmp/beats; sleep 0.05; done"
+BEAT = "import time\nwhile True: print('beat', file=open('/tmp/beats', 'a')); time.sleep(0.05)"
+"""One process that stays the same, so that a look at what is left behind does not mistake it for something new."""
+BEATING = f'setsid python3 -c "{BEAT}" >/dev/null 2>&1 & echo $! > /tmp/pid'
 
 
 def client_of(server: Serving) -> httpx.Client:
@@ -48,7 +50,7 @@ def beating(folder: Path) -> Iterator[tuple[Serving, httpx.Client]]:
     with serving(folder) as server, closing(client_of(server)) as client:
         assert client.post("/boxes", json={"name": "live"}).json()["status"] == "ready"
         run(client, "live", "echo precious > /root/file; sync")
-        run(client, "live", f"setsid sh -c '{BEAT}' >/dev/null 2>&1 & echo $! > /tmp/pid")
+        run(client, "live", BEATING)
         yield server, client
 
 
