@@ -8,6 +8,7 @@ is below is for records, for removals, and for other programs' haste. Ending and
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,7 +17,7 @@ from typing import Final
 import attrs
 import trio
 
-from sandboxrt.errors import HostDiskFullError
+from sandboxrt.errors import HostDiskFullError, ResourceCreationError
 from sandboxrt.threads import run_blocking
 
 __all__ = ["Ballast", "Room", "default_min_free"]
@@ -25,7 +26,9 @@ _BLOCK: Final = 512
 _MOST_KEPT, _LEAST_KEPT, _SHARE_KEPT = 2 * 1024**3, 24 * 1024**2, 20
 _BEGINNING: Final = 4 * 1024**2
 """What must be free above the mark for something new: a sandbox's disk, the runtime's record of it, a row."""
+_RECORDS_BALLAST: Final = 1024**2
 _LEAST_BALLAST, _MOST_BALLAST, _SHARE_BALLAST = 4 * 1024**2, 64 * 1024**2, 8
+_NOTHING: Final = 64 * 1024
 _MOST_FILES: Final = 200_000
 """So many files are looked at for what takes the room; more would keep who was refused waiting."""
 _KINDS: Final = {
@@ -35,6 +38,7 @@ _KINDS: Final = {
     "state.db": "records",
     "state.db-wal": "records",
     "ballast": "the reserve for a full disk",
+    "ballast-records": "the reserve for a full disk",
 }
 
 
@@ -57,8 +61,6 @@ def in_words(size_bytes: int) -> str:
 class Ballast:
     """Room on a file system that is nobody's until another program fills it.
 
-    It is for what was accepted inside of sandboxes by then, and for the records of what is removed to make room.
-
     Attributes:
         path: The file that takes it. Those who share a folder share it.
         size: How much.
@@ -77,14 +79,15 @@ class Ballast:
             finally:
                 os.close(fd)
 
-    def release(self) -> bool:
-        """Give the room back at once. Whether there was any."""
-        try:
-            had = os.stat(self.path).st_blocks > 0
+    def release(self) -> None:
+        """Give the room back at once. Harmless where there is none."""
+        with contextlib.suppress(OSError):
             self.path.unlink()
-        except OSError:
-            return False
-        return had
+            fd = os.open(self.path.parent, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                os.fsync(fd)  # what is free in a transaction is nobody's before its end
+            finally:
+                os.close(fd)
 
 
 @attrs.define(eq=False)
@@ -130,11 +133,25 @@ class Room:
         """Whether nothing new may begin."""
         return self.spare_bytes < _BEGINNING
 
+    def figures(self) -> Mapping[str, int]:
+        """What is free, kept and owed, in bytes."""
+        return {"free": self.free_bytes, "kept": self.min_free_bytes, "owed": self.owed_bytes}
+
+    @property
+    def latest_usage(self) -> Mapping[str, int]:
+        """What :meth:`usage` found last; nothing before."""
+        return {} if self._usage is None else self._usage[1]
+
     @property
     def ballast(self) -> Ballast:
-        """What is given away when nothing else is left."""
+        """What is given away when nothing else is left for what was accepted inside of sandboxes."""
         size = min(_MOST_BALLAST, max(_LEAST_BALLAST, self.min_free_bytes // _SHARE_BALLAST))
         return Ballast(self.folder / "ballast", size)
+
+    @property
+    def records_ballast(self) -> Ballast:
+        """The same for records: what is removed to make room is recorded first."""
+        return Ballast(self.folder / "ballast-records", _RECORDS_BALLAST)
 
     def tend_ballast(self) -> None:
         """Give the ballast away where more is owed than there is, and take it where there is room. Blocking, quick."""
@@ -143,6 +160,7 @@ class Room:
             ballast.release()
         elif self.spare_bytes > 2 * ballast.size:
             ballast.take()
+            self.records_ballast.take()
 
     def _look(self) -> os.statvfs_result:
         for folder in (self.folder, *self.folder.absolute().parents):
@@ -169,7 +187,18 @@ class Room:
         self, what: str, resource_type: str | None = None, operation: str | None = None
     ) -> HostDiskFullError:
         """The error for what was refused, or failed, for lack of room; arguments as of :meth:`require`."""
-        usage = await self.usage()
+        return self.refuse(what, resource_type, operation, usage=await self.usage())
+
+    def refuse(
+        self,
+        what: str,
+        resource_type: str | None = None,
+        operation: str | None = None,
+        *,
+        usage: Mapping[str, int] | None = None,
+    ) -> HostDiskFullError:
+        """The same for callers in a thread of their own."""
+        usage = self._measure() if usage is None else usage
         free, mark = self.free_bytes, self.min_free_bytes
         parts = [f"{kind} take {in_words(size)}" for kind, size in sorted(usage.items(), key=lambda item: -item[1])]
         owed = f", of which {in_words(self.owed_bytes)} is promised to running sandboxes" if self.owed_bytes else ""
@@ -184,6 +213,15 @@ class Room:
             resource_type=resource_type,
             operation=operation,
         )
+
+    def was_the_reason(self, error: BaseException) -> bool:
+        """Whether what failed did so for lack of room: it says so, or there is next to nothing left."""
+        words = os.strerror(errno.ENOSPC).lower()
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return self.is_low
+        if getattr(error, "error_type", None) == "DiskFull" or words in str(error).lower():
+            return self.is_low
+        return isinstance(error, OSError | ResourceCreationError) and self.free_bytes < _NOTHING
 
     async def usage(self, max_age_s: float = 5.0) -> Mapping[str, int]:
         """What takes the room in the folder, bytes by kind, at most ``max_age_s`` old."""

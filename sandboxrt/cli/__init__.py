@@ -13,6 +13,7 @@ from sandboxrt.cli.backup import backup, restore
 from sandboxrt.cli.doctor import doctor
 from sandboxrt.cli.keys import keys
 from sandboxrt.cli.prune import prune
+from sandboxrt.cli.rescue import rescue
 from sandboxrt.cli.run import run
 from sandboxrt.cli.serve import serve
 from sandboxrt.cli.snapshot import snapshot
@@ -34,3 +35,4 @@ main.add_command(snapshot)
 main.add_command(backup)
 main.add_command(restore)
 main.add_command(prune)
+main.add_command(rescue)

@@ -19,6 +19,7 @@ from sandboxrt.errors import SandboxClientError
 from sandboxrt.host.config import default_state_dir
 from sandboxrt.host.opening import clean_leftovers
 from sandboxrt.models import DEFAULT_LIMITS, DEFAULT_REQUIRE, Isolation, IsolationFinding, IsolationReport
+from sandboxrt.room import Room
 
 __all__ = ["doctor"]
 
@@ -84,6 +85,8 @@ class _Examined:
 async def _examine(runtime: str, state_dir: Path, clean: bool) -> _Examined:
     await trio.to_thread.run_sync(lambda: state_dir.mkdir(mode=0o700, parents=True, exist_ok=True))
     removed = await clean_leftovers(state_dir) if clean else None
+    # First: what is tried on a full disk fails for reasons that are none of the host's properties.
+    await Room(state_dir).require("sandbox can be made")
     return _Examined((await probe_host(runtime, state_dir)).report, state_dir, removed)
 
 

@@ -67,6 +67,11 @@ _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
     help="Ports inside that may be reached, such as 5432,8000-8999; none = no tunnels, no service URLs.",
 )
 @click.option(
+    "--min-free",
+    type=SIZE,
+    help="Below so much free disk nothing new begins, and running sandboxes get no more of it. [1/20 of it, <= 2g]",
+)
+@click.option(
     "--replay-memory",
     type=SIZE,
     default=_HOST.replay_budget_bytes,
@@ -102,6 +107,7 @@ def serve(
     total_storage: int | None,
     max_requests: float,
     allow_ports: PortRules,
+    min_free: int | None,
     replay_memory: int,
     replay_disk: int,
     access_log: bool,
@@ -127,6 +133,7 @@ def serve(
             quota=Quota(sandboxes=max_sandboxes, vcpus=total_cpus, mem_bytes=total_memory, storage_bytes=total_storage),
             connections=ConnectionSettings(ports=allow_ports),
             replay_budget_bytes=replay_memory,
+            min_free_bytes=min_free,
             spill_budget_bytes=replay_disk,
         ),
         app=AppSettings(

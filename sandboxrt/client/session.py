@@ -23,6 +23,7 @@ from sandboxrt.errors import (
     CommandInterruptedError,
     CommandNotFoundError,
     CommandTimeoutError,
+    HostDiskFullError,
     OutputLostError,
     SandboxClientError,
     SandboxConnectionError,
@@ -44,6 +45,7 @@ from sandboxrt.protocol.exec import (
     StreamName,
 )
 from sandboxrt.protocol.rest import SandboxInfo
+from sandboxrt.protocol.rest_errors import HOST_DISK_FULL
 
 __all__ = ["CommandSession", "new_command_id"]
 
@@ -291,6 +293,8 @@ class CommandSession:
                 return CommandNotFoundError(frame.error, operation, frame.error_type)
             case "ReadOffsetUnavailable" if frame.stream is not None and frame.first_offset is not None:
                 return _lost_output(frame.stream, self._received[frame.stream], frame.first_offset)
+            case error_type if error_type == HOST_DISK_FULL:
+                return HostDiskFullError(frame.error, operation=operation)
             case _:
                 return SandboxOperationError(frame.error, operation, frame.error_type)
 

@@ -16,7 +16,8 @@ import trio
 
 from sandboxrt.engine.base import Captured, Layer, upper_name
 from sandboxrt.engine.copy.copier import Copier, Freezer, Mounts
-from sandboxrt.engine.disk import ensure_clean, wait_detached
+from sandboxrt.engine.damage import ensure_clean
+from sandboxrt.engine.disk import wait_detached
 from sandboxrt.engine.launch.plan import DATA_FOLDER, covered_folder
 
 __all__ = ["DISK_IMAGE", "capture_running", "capture_stopped", "merge"]

@@ -9,7 +9,7 @@ made once and copied. How the template is made was measured (4 GiB, ext4 below):
 * Inode tables are initialised (``lazy_itable_init=0``): they are holes that read as zeros, and the kernel starts no
   thread that goes on to write 64 MiB of zeros into every mounted disk.
 * No journal: it would be a kernel thread for each sandbox and every metadata write twice. What it protects against is a
-  crash of the host, after which :func:`ensure_clean` repairs a disk before it is mounted again. A killed owner is no
+  crash of the host, after which ``engine/damage.py`` repairs a disk before it is mounted again. A killed owner is no
   such case: the kernel unmounts properly when the last process of the sandbox is gone.
 """
 
@@ -30,7 +30,8 @@ from typing import TypeVar
 import attrs
 import trio
 
-from sandboxrt.errors import EngineUnavailableError, ResourceCreationError
+from sandboxrt.errors import EngineUnavailableError, HostDiskFullError, ResourceCreationError
+from sandboxrt.room import Room
 from sandboxrt.threads import run_blocking
 
 __all__ = [
@@ -39,8 +40,10 @@ __all__ = [
     "DiskTemplates",
     "detach_loops_below",
     "disk_size",
-    "ensure_clean",
+    "find_tool",
+    "in_thread",
     "loops_below",
+    "run_tool",
     "sparse_copy",
     "wait_detached",
 ]
@@ -51,21 +54,18 @@ MIN_DISK_BYTES = 16 * 1024**2
 MAX_DISK_BYTES = 8 * 1024**4
 
 _STEP_BYTES = 1024**2
-_HEADROOM_BYTES = 64 * 1024**2
 _SMALL_BYTES = 512 * 1024**2
 _MAX_TEMPLATES = 24
 _MAX_TEMPLATE_BYTES = 64 * 1024**2
 _MKFS_TIMEOUT_S = 60
-_FSCK_TIMEOUT_S = 600
 _FICLONE = 0x40049409
 _LOOP_CLR_FD = 0x4C01
-_SUPERBLOCK_AT = 1024
-_STATE_AT, _STATE_CLEAN, _STATE_ERRORS = 0x3A, 1, 2
 _THREADS = 4
 _limiters: trio.lowlevel.RunVar[trio.CapacityLimiter] = trio.lowlevel.RunVar("disk threads")
 
 
-async def _in_thread(function: Callable[[], T]) -> T:
+async def in_thread(function: Callable[[], T]) -> T:
+    """Work on disks, in a worker thread; few at once."""
     try:
         limiter = _limiters.get()
     except LookupError:
@@ -130,18 +130,27 @@ def _open(path: Path, flags: int) -> Iterator[int]:
         os.close(fd)
 
 
-def _run_tool(arguments: list[str], timeout_s: float) -> subprocess.CompletedProcess[str]:
-    """Run one of the ext4 tools.
+def find_tool(name: str) -> str:
+    """The path of one of the ext4 tools.
 
     Raises:
         EngineUnavailableError: It is not installed.
     """
     # Ordinary users have no sbin folder in their PATH.
-    program = shutil.which(arguments[0], path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin")
+    program = shutil.which(name, path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin")
     if program is None:
-        raise EngineUnavailableError(f"{arguments[0]} is missing; install it with: apt-get install e2fsprogs")
+        raise EngineUnavailableError(f"{name} is missing; install it with: apt-get install e2fsprogs")
+    return program
+
+
+def run_tool(arguments: list[str], timeout_s: float) -> subprocess.CompletedProcess[str]:
+    """Run one of the ext4 tools.
+
+    Raises:
+        EngineUnavailableError: It is not installed.
+    """
     return subprocess.run(
-        [program, *arguments[1:]],
+        [find_tool(arguments[0]), *arguments[1:]],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -158,7 +167,7 @@ def _make_file_system(image: Path, size_bytes: int) -> None:
     bytes_per_inode = 4096 if size_bytes < _SMALL_BYTES else 16384
     options = ["-q", "-F", "-m", "0", "-b", "4096", "-i", str(bytes_per_inode)]
     features = ["-O", "^has_journal,^resize_inode", "-E", "lazy_itable_init=0,nodiscard"]
-    done = _run_tool(["mkfs.ext4", *options, *features, str(image)], _MKFS_TIMEOUT_S)
+    done = run_tool(["mkfs.ext4", *options, *features, str(image)], _MKFS_TIMEOUT_S)
     if done.returncode != 0:
         raise ResourceCreationError(f"mkfs.ext4 failed: {done.stdout.strip()[-400:]}", "sandbox", "Disk")
 
@@ -172,26 +181,31 @@ class DiskTemplates:
 
     Attributes:
         folder: Where the templates are kept; made when it is missing.
+        room: The room for disks; that of the folder above where left out.
     """
 
     folder: Path
+    room: Room = attrs.field(default=attrs.Factory(lambda self: Room(self.folder.parent), takes_self=True))
 
     async def clone(self, size_bytes: int, target: Path) -> None:
         """Make the disk image ``target``, which must not exist, of :func:`disk_size` bytes.
 
         Raises:
-            ResourceCreationError: The host's disk is full, or the file system could not be made.
+            HostDiskFullError: The host has too little room.
+            ResourceCreationError: The file system could not be made.
             EngineUnavailableError: ``mkfs.ext4`` is missing.
             OSError: Anything else (``EEXIST``). Nothing is left behind by a failure.
 
         Cancellation: atomic; a copy that runs is finished (milliseconds).
         """
-        await _in_thread(lambda: self.clone_blocking(size_bytes, target))
+        await in_thread(lambda: self.clone_blocking(size_bytes, target))
 
     def clone_blocking(self, size_bytes: int, target: Path) -> None:
         """The same for callers that are on a thread of their own."""
         try:
-            self._require_headroom(target.parent)
+            # Disks are sparse: one that is made on a full host fails later.
+            if self.room.is_low:
+                raise self._full()
             with (
                 self._template(disk_size(size_bytes)) as source,
                 _open(target, os.O_RDWR | os.O_CREAT | os.O_EXCL) as copy,
@@ -203,18 +217,11 @@ class DiskTemplates:
                     raise
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                raise ResourceCreationError(
-                    f"no space left on this host for the disk of a sandbox, below {target.parent}",
-                    "sandbox",
-                    "DiskFull",
-                ) from error
+                raise self._full() from error
             raise
 
-    def _require_headroom(self, folder: Path) -> None:
-        """Disks are sparse: one that is made on a full host fails later, with I/O errors inside."""
-        found = os.statvfs(folder)
-        if found.f_bavail * found.f_frsize < _HEADROOM_BYTES:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder))
+    def _full(self) -> HostDiskFullError:
+        return self.room.refuse("sandbox can be made", "sandbox")
 
     @contextlib.contextmanager
     def _template(self, size_bytes: int) -> Iterator[int]:
@@ -271,36 +278,13 @@ class DiskTemplates:
             packed.rename(path)
 
 
-async def ensure_clean(image: Path) -> None:
-    """Repair the file system of a disk that was not unmounted properly (the host crashed); quick when it was.
-
-    Raises:
-        ResourceCreationError: It cannot be repaired without a decision of yours: run ``e2fsck`` on it.
-    """
-    await _in_thread(lambda: _ensure_clean(image))
-
-
-def _ensure_clean(image: Path) -> None:
-    with _open(image, os.O_RDONLY) as fd:
-        state = int.from_bytes(os.pread(fd, 2, _SUPERBLOCK_AT + _STATE_AT), "little")
-    if state & _STATE_CLEAN and not state & _STATE_ERRORS:
-        return
-    done = _run_tool(["e2fsck", "-p", str(image)], _FSCK_TIMEOUT_S)
-    if done.returncode not in (0, 1):
-        raise ResourceCreationError(
-            f"the disk {image} is damaged and e2fsck -p cannot repair it: {done.stdout.strip()[-400:]}",
-            "sandbox",
-            "Disk",
-        )
-
-
 async def wait_detached(image: Path, sys_block: Path = Path("/sys/block")) -> None:
     """Wait until no loop device holds an image any more: it frees itself some time after its last mount is gone.
 
     Cancellation: can be called again.
     """
     pause_s = 0.0005
-    while await _in_thread(lambda: any(_holds(entry, image) for entry in sys_block.glob("loop*"))):
+    while await in_thread(lambda: any(_holds(entry, image) for entry in sys_block.glob("loop*"))):
         await trio.sleep(pause_s)
         pause_s = min(2 * pause_s, 0.1)
 
@@ -324,7 +308,7 @@ async def detach_loops_below(folder: Path, sys_block: Path = Path("/sys/block"))
     Returns:
         The names of the devices that were freed, e.g. ``["loop3"]``.
     """
-    return await _in_thread(lambda: _detach_loops_below(folder.resolve(), sys_block))
+    return await in_thread(lambda: _detach_loops_below(folder.resolve(), sys_block))
 
 
 def _detach_loops_below(folder: Path, sys_block: Path) -> list[str]:

@@ -41,7 +41,7 @@ _SLACK: Final = 2 * 1024**2
 """What the inode tables of one disk may take between two looks: some thousand new files."""
 _MARGIN: Final = 2 * 1024**3
 """What a fast disk can take in a second."""
-_NEAR_S, _FAR_S, _FARTHEST_S = 0.1, 1.0, 5.0
+_NEAREST_S, _NEAR_S, _FAR_S, _FARTHEST_S = 0.02, 0.1, 1.0, 5.0
 _FORGET: Final = 0.5
 """How much of what was written lately still counts one look later."""
 _VMSTAT: Final = Path("/proc/vmstat")
@@ -207,7 +207,7 @@ class DiskLedger:
 
     def _pause_s(self) -> float:
         if self._is_near:
-            return _NEAR_S
+            return min(_NEAR_S, max(_NEAREST_S, self.room.free_bytes / _MARGIN))
         # The time in which nobody can have written what there is above plenty.
         return min(_FARTHEST_S, max(_FAR_S, (self.room.spare_bytes - _plenty()) / _MARGIN))
 

@@ -40,7 +40,8 @@ from sandboxrt.engine.capture import DISK_IMAGE, capture_running, capture_stoppe
 from sandboxrt.engine.cgroup_events import CgroupEvents
 from sandboxrt.engine.cgroups import SandboxCgroups
 from sandboxrt.engine.copy.copier import Copier, Freezer
-from sandboxrt.engine.disk import DiskTemplates, detach_loops_below, ensure_clean
+from sandboxrt.engine.damage import ensure_clean
+from sandboxrt.engine.disk import DiskTemplates, detach_loops_below
 from sandboxrt.engine.ext4 import can_keep_back
 from sandboxrt.engine.findings import GUEST_KERNEL_RUNTIMES
 from sandboxrt.engine.idmap import read_subids, subid_ranges_of
@@ -442,7 +443,7 @@ class OciEngine:
             await ensure_clean(image)
         else:
             if self._disks is None:
-                self._disks = DiskTemplates(self.state_dir / "templates")
+                self._disks = DiskTemplates(self.state_dir / "templates", self.room)
             await self._disks.clone(plan.spec.limits.disk_bytes, image)
         remains.image = image
 

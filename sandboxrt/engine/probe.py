@@ -43,8 +43,9 @@ from sandboxrt.engine.idmap import (
 from sandboxrt.engine.init.build import build_tool
 from sandboxrt.engine.launch import __file__ as _launch_package
 from sandboxrt.engine.remove_tree import remove_tree
-from sandboxrt.errors import EngineUnavailableError, ResourceCreationError
+from sandboxrt.errors import EngineUnavailableError, HostDiskFullError, ResourceCreationError
 from sandboxrt.models import IsolationReport, Limits
+from sandboxrt.room import Room
 from sandboxrt.threads import run_blocking
 
 __all__ = ["FIRST_SUBORDINATE_ID", "LAUNCH_SOURCE", "HostProbe", "find_runtime", "probe_host", "write_own_maps"]
@@ -272,7 +273,9 @@ class _Prober:
     async def _loop(self) -> Trial:
         image, mounted = self.folder / "disk.img", self._folder("mounted")
         try:
-            await DiskTemplates(self.folder / "templates").clone(1, image)
+            await DiskTemplates(self.folder / "templates", Room(self.folder.parent)).clone(1, image)
+        except HostDiskFullError:
+            raise  # nothing that a property of the host could be blamed for
         except (OSError, ResourceCreationError) as error:
             return Trial(False, str(error))
         fd = os.open(image, os.O_RDWR | os.O_CLOEXEC)

@@ -60,6 +60,8 @@ class HostConfig:
         spill_quota_bytes: Disk for the output of one sandbox's commands that is too much for memory; never more than
             the sandbox's own disk has, or 64 MiB where that is less.
         spill_budget_bytes: The same for all sandboxes together. One that holds as much as is still free gets no more.
+        min_free_bytes: The low-water mark of the state folder's file system: below it nothing new begins, and what is
+            above it is all that running sandboxes get. If unset, a twentieth of the file system, 24 MiB to 2 GiB.
         keep: Leave sandboxes as ``stopped`` with their files when the host ends or dies, and take over those that dead
             hosts have kept: for servers. Otherwise a host's sandboxes go with it.
     """
@@ -81,4 +83,5 @@ class HostConfig:
     replay_budget_bytes: int = 256 * 1024**2
     spill_quota_bytes: int = 4 * 1024**3
     spill_budget_bytes: int = 16 * 1024**3
+    min_free_bytes: int | None = attrs.field(default=None, validator=attrs.validators.optional(attrs.validators.ge(0)))
     keep: bool = False

@@ -18,11 +18,13 @@ import trio
 from sandboxrt.engine.base import Engine
 from sandboxrt.errors import (
     ClientClosedError,
+    HostDiskFullError,
     ResourceAlreadyExistsError,
     ResourceCreationError,
     ResourceNameConflictError,
     ResourceNotFoundError,
     ResourceTimeoutError,
+    SandboxOperationError,
     ValidationError,
 )
 from sandboxrt.host.attachment import AnyAttachment
@@ -44,6 +46,7 @@ from sandboxrt.host.tunnel import Tunnel
 from sandboxrt.models import IsolationReport, ResourceStatus, Snapshot
 from sandboxrt.protocol.exec import Execute, Reconnect
 from sandboxrt.protocol.rest import CaptureSnapshot, CreateSandbox, CreateSnapshot, SandboxInfo, UpdateSandbox
+from sandboxrt.room import Room
 from sandboxrt.snapshots.content import Progress
 from sandboxrt.store import SandboxRow, container_id
 from sandboxrt.tunnels.mux import Wire
@@ -58,8 +61,9 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")
 class Host:
     """Creates, finds and removes sandboxes, and hands out what runs in them. Made by ``open_host``."""
 
-    def __init__(self, config: HostConfig, engine: Engine, state: HostState) -> None:
+    def __init__(self, config: HostConfig, engine: Engine, state: HostState, room: Room | None = None) -> None:
         self.config = config
+        self.room: Room = room or Room(config.state_dir, config.min_free_bytes)
         self.nursery: trio.Nursery | None = None
         self._records = state.records
         self._snapshots = state.snapshots
@@ -76,7 +80,8 @@ class Host:
             removing=trio.CapacityLimiter(config.max_concurrent_deletes),
             spilling=trio.CapacityLimiter(4),
             replay=ReplayBudget(config.replay_budget_bytes),
-            spill=SpillBudget(config.spill_budget_bytes, config.snapshots.min_free_bytes),
+            room=self.room,
+            spill=SpillBudget(config.spill_budget_bytes, self.room.min_free_bytes),
         )
         self._gone: dict[str, str] = {}
         """Why sandboxes are gone whose users were not asked, by name and by id; the newest."""
@@ -101,6 +106,7 @@ class Host:
             ResourceNotFoundError: There is no such snapshot.
             ResourceTimeoutError: It was not ready in ``timeout_s``; it is removed.
             ResourceCreationError: It could not be made; nothing is left of it.
+            HostDiskFullError: The host has too little room.
             ResourceAlreadyExistsError: The name belongs to another process's sandbox, or to one of another create.
             QuotaExceededError: It does not fit into the quota of its tenant.
             ValidationError: A name or TTL that cannot be.
@@ -109,6 +115,8 @@ class Host:
         Cancellation: atomic; what was made is removed, which is shielded and bounded.
         """
         _check(request)
+        if self.room.is_low and self._sandboxes.named(request.name, request.tenant) is None:
+            raise await self.room.refusal("sandbox can be made", "sandbox")
         while (sandbox := self._sandboxes.named(request.name, request.tenant)) is not None and sandbox.gone.is_set():
             if sandbox.status is SandboxStatus.FAILED:
                 break
@@ -229,11 +237,14 @@ class Host:
         Raises:
             SandboxNotReadyError: It failed for good, or is being deleted.
             ResourceCreationError: It could not be started; its files are still there.
+            HostDiskFullError: The host has too little room; it stays as it is.
             ResourceTimeoutError: It is not ready in time; it still becomes so.
 
         Cancellation: The start goes on; only the waiting ends.
         """
         sandbox = await self.find(name)
+        if not sandbox.is_up:
+            await self.room.require("sandbox can be started", "sandbox")
         sandbox.start_again()
         if timeout_s is None:
             return sandbox.info
@@ -255,6 +266,8 @@ class Host:
 
     async def _await_ready(self, sandbox: Sandbox, timeout_s: float) -> SandboxInfo:
         await self._await_settled(sandbox, timeout_s)
+        if isinstance(sandbox.error, HostDiskFullError):
+            raise sandbox.error
         if sandbox.error is not None:
             raise ResourceCreationError(
                 str(sandbox.error) or "Sandbox provisioning failed",
@@ -401,7 +414,14 @@ class Host:
 
     async def write_file(self, name: str, path: str, content: AsyncIterator[bytes]) -> None:
         """Replace or make a file; errors as :func:`sandboxrt.host.files.write_file` says."""
-        await (await self.find(name)).write_file(path, content)
+        sandbox = await self.find(name)
+        await self.room.require("file can be uploaded", operation="write")
+        try:
+            await sandbox.write_file(path, content)
+        except SandboxOperationError as error:
+            if error.error_type == "NoSpace" and self.room.is_low:
+                raise await self.room.refusal("file can be uploaded", operation="write") from error
+            raise
 
     async def glob(self, name: str, pattern: str, path: str, limit: int | None = None) -> FoundFiles:
         """Search for names of files; see :meth:`sandboxrt.host.search.Searcher.glob`."""

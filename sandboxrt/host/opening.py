@@ -21,6 +21,7 @@ from sandboxrt.host.host import Host
 from sandboxrt.host.leftovers import FREEING_FAILS
 from sandboxrt.host.ports import HostState
 from sandboxrt.host.provision import sandbox_dir
+from sandboxrt.room import Room
 from sandboxrt.store import RegistryRecords, SandboxRow, Store, container_id
 
 __all__ = ["clean_leftovers", "default_engine", "open_host"]
@@ -51,17 +52,18 @@ async def open_host(
     raise_limit()
     adopted: list[SandboxRow] = []
     running: frozenset[str] = frozenset()
+    room = Room(config.state_dir, config.min_free_bytes)
     async with contextlib.AsyncExitStack() as stack:
         if engine is None:
-            engine = await stack.enter_async_context(default_engine(config))
+            engine = await stack.enter_async_context(default_engine(config, room))
         if state is None:
             store = await stack.enter_async_context(Store.open(config.state_dir))
             if config.keep:
                 adopted, running = await _adopt(store)
             else:
                 await _clean(store, engine, config.state_dir)
-            state = await stack.enter_async_context(_default_state(config, store, engine))
-        host = await stack.enter_async_context(_running(Host(config, engine, state)))
+            state = await stack.enter_async_context(_default_state(config, store, engine, room))
+        host = await stack.enter_async_context(_running(Host(config, engine, state, room)))
         if config.keep:
             # A server answers before that is done; a create that needs a name waits for it.
             assert host.nursery is not None
@@ -70,13 +72,13 @@ async def open_host(
         yield host
 
 
-def default_engine(config: HostConfig) -> OciEngine:
+def default_engine(config: HostConfig, room: Room | None = None) -> OciEngine:
     """The engine on an OCI runtime, to be entered before use."""
-    return OciEngine(config.state_dir, config.runtime)
+    return OciEngine(config.state_dir, config.runtime, room=room or Room(config.state_dir, config.min_free_bytes))
 
 
 @contextlib.asynccontextmanager
-async def _default_state(config: HostConfig, store: Store, engine: Engine) -> AsyncIterator[HostState]:
+async def _default_state(config: HostConfig, store: Store, engine: Engine, room: Room) -> AsyncIterator[HostState]:
     from sandboxrt.snapshots.library import SnapshotLibrary
 
     turn = trio.Lock()
@@ -86,7 +88,7 @@ async def _default_state(config: HostConfig, store: Store, engine: Engine) -> As
         async with turn:
             await _clean(store, engine, config.state_dir)
 
-    async with SnapshotLibrary(store, config.state_dir, config.snapshots) as library:
+    async with SnapshotLibrary(store, config.state_dir, config.snapshots, room) as library:
         yield HostState(store, library, RegistryRecords(store), reclaim)
 
 

@@ -23,6 +23,7 @@ from sandboxrt.host.spill import SpillBudget
 from sandboxrt.models import RunConfig
 from sandboxrt.protocol.rest import CreateSandbox
 from sandboxrt.protocol.rest_fields import invalid
+from sandboxrt.room import Room
 from sandboxrt.store import SandboxRow, container_id
 
 __all__ = ["Workshop", "hostname", "make_container", "new_launcher", "record_sandbox", "sandbox_dir", "secure_block"]
@@ -44,6 +45,7 @@ class Workshop:
     removing: trio.CapacityLimiter
     spilling: trio.CapacityLimiter
     replay: ReplayBudget
+    room: Room
     spill: SpillBudget
 
 

@@ -32,6 +32,7 @@ from sandboxrt.engine.base import (
 )
 from sandboxrt.engine.remains import SESSIONS_FOLDER
 from sandboxrt.errors import (
+    HostDiskFullError,
     ResourceCreationError,
     SandboxClientError,
     SandboxNotReadyError,
@@ -299,13 +300,18 @@ class Sandbox:
         self.status = SandboxStatus.STOPPED
         self._stop_asked.set()
 
+    @property
+    def is_up(self) -> bool:
+        """Whether it runs, or is about to."""
+        return self.status in (SandboxStatus.READY, SandboxStatus.PROVISIONING)
+
     def start_again(self) -> None:
         """Ask for it to be ready again. Never waits; ``settled`` tells when it is, or has failed.
 
         Raises:
             SandboxNotReadyError: It is being deleted, or failed for good.
         """
-        if self.status in (SandboxStatus.READY, SandboxStatus.PROVISIONING):
+        if self.is_up:
             return
         if self.status is not SandboxStatus.STOPPED and not (
             self.status is SandboxStatus.FAILED and self._folder is not None and self._has_files
@@ -348,7 +354,7 @@ class Sandbox:
             await self._boot()
             return True
         except Exception as error:  # noqa: BLE001  as that of a first start
-            self.error = _public(sole_error(error), self.name)
+            self.error = await self._explained(sole_error(error))
         self.status = SandboxStatus.FAILED
         self._stopped_at = None
         with self._noting_trouble():
@@ -472,7 +478,7 @@ class Sandbox:
     async def _fail(self, error: Exception) -> None:
         self.status = SandboxStatus.FAILED
         if not isinstance(error, _DiedError):
-            self.error = _public(error, self.name)
+            self.error = await self._explained(error)
         assert self.error is not None
         self.gone.set()
         self.recorded.set()
@@ -483,6 +489,15 @@ class Sandbox:
         with self._noting_trouble():
             await self._free()
         self.settled.set()
+
+    async def _explained(self, error: Exception) -> SandboxClientError:
+        """What its users are told of a failure: on a host without room, that, whatever it was that had none."""
+        public = _public(error, self.name)
+        if self._shop.room.was_the_reason(error) and not isinstance(public, HostDiskFullError):
+            refusal = await self._shop.room.refusal("sandbox can be made or started", "sandbox")
+            refusal.__cause__ = error
+            return refusal
+        return public
 
     async def _remove(self) -> None:
         async with self._shop.removing:

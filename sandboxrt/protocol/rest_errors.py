@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 
 import attrs
 
 from sandboxrt.errors import (
+    HostDiskFullError,
     QuotaExceededError,
     ResourceAlreadyExistsError,
     ResourceCreationError,
@@ -27,13 +28,64 @@ from sandboxrt.errors import (
     ValidationError,
 )
 
-__all__ = ["Call", "ErrorBody", "control_error", "error_to_json", "faults_to_json", "parse_error"]
+__all__ = [
+    "HOST_DISK_FULL",
+    "HOST_DISK_FULL_STATUS",
+    "Call",
+    "ErrorBody",
+    "control_error",
+    "error_to_json",
+    "faults_to_json",
+    "host_disk_full",
+    "host_disk_full_to_json",
+    "parse_error",
+]
+
+HOST_DISK_FULL: Final = "HostDiskFull"
+"""The word for a server whose file system is full, and the status that goes with it: Insufficient Storage."""
+HOST_DISK_FULL_STATUS: Final = 507
 
 
 def error_to_json(error: str, message: str, *, error_id: str | None = None, **more: Any) -> dict[str, Any]:
     """The standard body: ``{"detail": {"error": ..., "message": ...}}``; members that are ``None`` are left out."""
     detail = {"error": error, "message": message, "error_id": error_id, **more}
     return {"detail": {name: value for name, value in detail.items() if value is not None}}
+
+
+def host_disk_full_to_json(error: HostDiskFullError) -> dict[str, Any]:
+    """What an error body has besides word and message, so that the other side can raise the same."""
+    return {
+        "folder": error.folder,
+        "free_bytes": error.free_bytes,
+        "min_free_bytes": error.min_free_bytes,
+        "usage": error.usage,
+        "resource_type": error.resource_type,
+    }
+
+
+def host_disk_full(message: str, detail: Mapping[str, Any], operation: str | None = None) -> HostDiskFullError:
+    """The error of such a body; what has a wrong type in it counts as left out.
+
+    Args:
+        message: For people.
+        detail: The body's ``detail``.
+        operation: What was asked for.
+    """
+
+    def typed(name: str, kind: type) -> Any:
+        value = detail.get(name)
+        return value if isinstance(value, kind) and not isinstance(value, bool) else None
+
+    usage = typed("usage", dict) or {}
+    return HostDiskFullError(
+        message,
+        folder=typed("folder", str),
+        free_bytes=typed("free_bytes", int),
+        min_free_bytes=typed("min_free_bytes", int),
+        usage={kind: size for kind, size in usage.items() if isinstance(size, int)},
+        resource_type=typed("resource_type", str),
+        operation=operation,
+    )
 
 
 def faults_to_json(error: ValidationError) -> dict[str, Any]:
@@ -52,11 +104,13 @@ class ErrorBody:
         message: For people; the fallback where the body has none.
         error: The server's word for what went wrong, if it has one.
         details: The entries of a body that lists faults.
+        more: All of a body that has one error.
     """
 
     message: str
     error: str | None = None
     details: tuple[Mapping[str, Any], ...] | None = None
+    more: Mapping[str, Any] = attrs.field(factory=dict)
 
     @property
     def field(self) -> str | None:
@@ -85,7 +139,7 @@ def parse_error(body: object, fallback: str) -> ErrorBody:
     text = message if isinstance(message, str) and message else fallback
     if isinstance(error_id, str) and error_id:
         text = f"{text} (error_id={error_id})"
-    return ErrorBody(text, word if isinstance(word, str) and word else None)
+    return ErrorBody(text, word if isinstance(word, str) and word else None, more=detail)
 
 
 class Call(enum.Enum):
@@ -120,6 +174,8 @@ def control_error(
         url: What was asked, for a list that is not there.
     """
     special: SandboxClientError | None
+    if body.error == HOST_DISK_FULL:
+        return host_disk_full(body.message, body.more)
     if call is Call.CREATE_SANDBOX:
         special = _of_create(status, body)
     elif call is Call.CREATE_SNAPSHOT and status == 404:

@@ -23,7 +23,7 @@ from sandboxrt.gateway.gateway import Gateway, GatewaySettings
 from sandboxrt.gateway.links import Keys, Links, RememberedKeys
 from sandboxrt.host.host import Host
 from sandboxrt.models import DEFAULT_LIMITS, Limits
-from sandboxrt.protocol.rest_errors import error_to_json
+from sandboxrt.protocol.rest_errors import HOST_DISK_FULL, error_to_json
 from sandboxrt.protocol.rest_wire import Ceilings
 from sandboxrt.protocol.service_urls import ServiceSite, default_site
 from sandboxrt.server.access_log import AccessLog
@@ -50,6 +50,8 @@ DATA_PREFIX: Final = "/api/v2/sandboxes/dp/{sandbox}"
 
 _REGISTRIES_OF_0_11: Final = "/api/api/v2/sandboxes"
 """Where clients of that generation look for named registries when their endpoint ends in ``/api/v2/sandboxes``."""
+_USAGE_AGE_S: Final = 60.0
+"""How old may be what metrics say of files: they are looked at one by one."""
 _OPEN: Final = frozenset({"/healthz", "/metrics", "/openapi.json"})
 
 
@@ -97,6 +99,19 @@ class App:
             {
                 ("sandboxrt_sandboxes", "status", "Sandboxes of this host."): host.count_by_status,
                 ("sandboxrt_output_bytes", "place", "Output of commands that is kept for readers."): host.output_bytes,
+                (
+                    "sandboxrt_disk_bytes",
+                    "kind",
+                    "The state folder's file system: free, kept back, and promised to running sandboxes.",
+                ): host.room.figures,
+                (
+                    "sandboxrt_disk_sandboxes",
+                    "state",
+                    "Running sandboxes that may not take all of their disks, and that stand still for lack of room.",
+                ): lambda: {"restricted": host.room.restricted, "frozen": host.room.frozen},
+                ("sandboxrt_state_bytes", "kind", "What takes the room in the state folder."): lambda: (
+                    host.room.latest_usage
+                ),
                 ("sandboxrt_sockets_resting", "kind", "WebSockets that wait for another command."): lambda: {
                     "command": len(self.dataplane.resting)
                 },
@@ -153,10 +168,15 @@ class App:
         return (await self._host.get_sandbox(parameter(connection, "sandbox"), tenant.id)).id
 
     async def _healthz(self, request: Request) -> Response:
-        stopping = self.stopping.is_set()
-        return JSONResponse({"status": "stopping" if stopping else "ok"}, 503 if stopping else 200)
+        if self.stopping.is_set():
+            return JSONResponse({"status": "stopping"}, 503)
+        if self._host.room.is_low:
+            # Not 503: whoever takes this server out, or starts it again, ends what still works, deletions among it.
+            return JSONResponse({"status": "degraded", "reason": HOST_DISK_FULL})
+        return JSONResponse({"status": "ok"})
 
     async def _metrics(self, request: Request) -> Response:
+        await self._host.room.usage(_USAGE_AGE_S)
         return PlainTextResponse(self.metrics.render(), media_type="text/plain; version=0.0.4")
 
     async def _openapi(self, request: Request) -> Response:

@@ -12,6 +12,7 @@ from starlette.responses import JSONResponse, Response
 
 from sandboxrt.errors import (
     ClientClosedError,
+    HostDiskFullError,
     QuotaExceededError,
     ResourceAlreadyExistsError,
     ResourceCreationError,
@@ -24,7 +25,13 @@ from sandboxrt.errors import (
     SandboxNotReadyError,
     ValidationError,
 )
-from sandboxrt.protocol.rest_errors import error_to_json, faults_to_json
+from sandboxrt.protocol.rest_errors import (
+    HOST_DISK_FULL,
+    HOST_DISK_FULL_STATUS,
+    error_to_json,
+    faults_to_json,
+    host_disk_full_to_json,
+)
 from sandboxrt.server.replies import BodyError, BusyError
 
 __all__ = ["control_reply", "internal_error", "not_implemented"]
@@ -52,6 +59,10 @@ def control_reply(error: SandboxClientError) -> Response:
             return JSONResponse(error_to_json(word, message), status)
         case ValidationError():
             return JSONResponse(faults_to_json(error), 422)
+        case HostDiskFullError():
+            body = error_to_json(HOST_DISK_FULL, message, **host_disk_full_to_json(error))
+            # Official clients repeat what failed with such a status, unless they are told not to.
+            return JSONResponse(body, HOST_DISK_FULL_STATUS, {"x-should-retry": "false"})
         case ResourceCreationError(error_type=error_type):
             return JSONResponse(error_to_json(error_type or "SandboxConfig", message), 422)
         case QuotaExceededError():

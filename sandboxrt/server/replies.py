@@ -17,6 +17,7 @@ from sandboxrt.errors import (
     ClientClosedError,
     CommandNotFoundError,
     CommandTimeoutError,
+    HostDiskFullError,
     OutputLostError,
     ResourceInUseError,
     ResourceNotFoundError,
@@ -28,6 +29,7 @@ from sandboxrt.errors import (
     ValidationError,
 )
 from sandboxrt.protocol.exec import ErrorFrame
+from sandboxrt.protocol.rest_errors import HOST_DISK_FULL, HOST_DISK_FULL_STATUS, host_disk_full_to_json
 
 __all__ = [
     "MAX_JSON_BYTES",
@@ -153,6 +155,11 @@ def _no_constant(name: str) -> None:
 
 
 def _operation_reply(error: SandboxOperationError, message: str) -> Response:
+    if isinstance(error, HostDiskFullError):
+        # Official clients know operations by these words, and such a status as one that may be repeated.
+        word = _OPERATIONS.get(error.operation or "", HOST_DISK_FULL)
+        more = {"operation": error.operation, "error_type": error.error_type, **host_disk_full_to_json(error)}
+        return reply(HOST_DISK_FULL_STATUS, word, message, headers={"x-should-retry": "false"}, **more)
     if isinstance(error, CommandTimeoutError):
         return reply(408, "CommandTimeout", message)
     if isinstance(error, OutputLostError):

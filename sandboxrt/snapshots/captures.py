@@ -76,7 +76,7 @@ class CaptureBuilder:
         Cancellation: partial; the sandbox runs on, and the draft folder is the caller's to remove.
         """
         self._report(Progress(Phase.COPY))
-        copied = await source.copy(self._draft, self._config.min_free_bytes)
+        copied = await source.copy(self._draft, self._config.reserve_bytes)
         self._report(Progress(Phase.COPY, copied.used_bytes, copied.used_bytes, copied.paused_s))
         layers = await run_blocking(self._limiter, lambda: self._layers(base))
         if len(layers) + len(base.layers) <= self._config.max_layers:
@@ -98,7 +98,7 @@ class CaptureBuilder:
         whole = self._draft / "whole"
         await run_blocking(self._limiter, lambda: whole.mkdir(mode=0o700))
         own = tuple(attrs.evolve(layer, path=self._draft / layer.path) for layer in layers)
-        merged = await merge(self._copier, (*own, *base.layers), whole, reserve_bytes=self._config.min_free_bytes)
+        merged = await merge(self._copier, (*own, *base.layers), whole, reserve_bytes=self._config.reserve_bytes)
 
         await remove_tree(self._draft / _TREE, self._limiter)
 

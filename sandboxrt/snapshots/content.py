@@ -143,7 +143,7 @@ class SnapshotConfig:
         max_builds: Builds at once; more wait their turn.
         max_pull_bytes: Largest image as it comes over the network.
         max_unpacked_bytes: Largest image unpacked: the defence against decompression bombs.
-        min_free_bytes: What every build leaves free on the file system.
+        min_free_bytes: What every build leaves free on the file system; the host's low-water mark where left out.
         build_timeout_s: When a build is given up.
         capture_timeout_s: When a capture is given up. A running sandbox stands still for a part of that.
         max_layers: A capture with more layers is made into one that stands alone, with one layer in each place.
@@ -156,7 +156,12 @@ class SnapshotConfig:
     max_builds: int = attrs.field(default=2, validator=attrs.validators.ge(1))
     max_pull_bytes: int = 32 * 1024**3
     max_unpacked_bytes: int = 64 * 1024**3
-    min_free_bytes: int = 512 * 1024**2
+    min_free_bytes: int | None = None
     build_timeout_s: float = 3600.0
     capture_timeout_s: float = 600.0
     max_layers: int = attrs.field(default=100, validator=attrs.validators.in_(range(2, 181)))
+
+    @property
+    def reserve_bytes(self) -> int:
+        """What every build leaves free, where that was said."""
+        return self.min_free_bytes or 0

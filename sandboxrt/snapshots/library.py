@@ -34,6 +34,7 @@ from sandboxrt.errors import (
 )
 from sandboxrt.models import DEFAULT_LIMITS, Snapshot
 from sandboxrt.protocol.rest import CaptureSnapshot, CreateSnapshot
+from sandboxrt.room import Room
 from sandboxrt.snapshots.captures import CaptureBuilder
 from sandboxrt.snapshots.content import CaptureSource, Phase, Progress, SnapshotConfig, SnapshotContent
 from sandboxrt.snapshots.disk import give_to_sandboxes
@@ -104,13 +105,23 @@ class SnapshotLibrary:
         store: The records, open on the same folder.
         state_dir: The folder; the store's own where left out.
         config: Registries and bounds.
+        room: The room for it; that of the folder where left out.
 
     Cancellation: leaving cancels what is being built, and removes it.
     """
 
-    def __init__(self, store: Store, state_dir: Path | str | None = None, config: SnapshotConfig | None = None) -> None:
+    def __init__(
+        self,
+        store: Store,
+        state_dir: Path | str | None = None,
+        config: SnapshotConfig | None = None,
+        room: Room | None = None,
+    ) -> None:
         self._store = store
+        self._room = room or Room(Path(state_dir or store.state_dir))
         self._config = config or SnapshotConfig()
+        if self._config.min_free_bytes is None:
+            self._config = attrs.evolve(self._config, min_free_bytes=self._room.min_free_bytes)
         self._folder = Path(state_dir or store.state_dir).absolute() / "snapshots"
         self._files = SnapshotFiles(self._folder, trio.CapacityLimiter(2))
         self._turns = trio.CapacityLimiter(self._config.max_builds)
@@ -148,11 +159,13 @@ class SnapshotLibrary:
 
         Raises:
             ValidationError: A value is wrong; ``field`` names it.
+            HostDiskFullError: The host has too little room.
             ClientClosedError: The library is closed.
         """
         _check(request.name, request.fs_capacity_bytes)
         check_reference(request)
         nursery = self._open_nursery()
+        await self._room.require("image can be built or imported", "snapshot")
         # Recording and starting must not be torn apart by a cancellation: a row without a task would build for ever.
         with trio.CancelScope(shield=True):
             row = await self._store.add_snapshot(
@@ -178,10 +191,12 @@ class SnapshotLibrary:
 
         Raises:
             ValidationError: A value is wrong; ``field`` names it.
+            HostDiskFullError: The host has too little room.
             ClientClosedError: The library is closed.
         """
         _check(request.name, request.fs_capacity_bytes)
         nursery = self._open_nursery()
+        await self._room.require("sandbox can be captured", "snapshot")
         base = await self._store.find_snapshot(source.snapshot_id)
         capacity = request.fs_capacity_bytes or max(source.fs_capacity_bytes or 0, base.fs_capacity_bytes)
         with trio.CancelScope(shield=True):

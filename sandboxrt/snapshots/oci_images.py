@@ -349,7 +349,7 @@ class ImageBuilder:
                 self._report(Progress(phase, done if total is None else min(done, total), total))
 
         free = await self._blocking(lambda: _free_bytes(self._draft))
-        if free < self._config.min_free_bytes:
+        if free < self._config.reserve_bytes:
             raise self._disk_full()
         failure: Exception | None = None
         async with trio.open_nursery() as nursery:
@@ -369,7 +369,7 @@ class ImageBuilder:
 
     def _problem(self, folder: Path, start: int, limit: int, error_type: str) -> ResourceCreationError | None:
         free = _free_bytes(self._draft)
-        if free < self._config.min_free_bytes:
+        if free < self._config.reserve_bytes:
             return self._disk_full()
         # Walking is dear, asking for the free space is cheap; others write to this disk too, so the walk decides.
         if start - free > limit and tidy.measure(str(folder), limit) > limit:
@@ -382,7 +382,7 @@ class ImageBuilder:
     def _disk_full(self) -> ResourceCreationError:
         return ResourceCreationError(
             f"{os.strerror(errno.ENOSPC)}: builds in {self._draft.parent} leave"
-            f" {self._config.min_free_bytes} bytes free",
+            f" {self._config.reserve_bytes} bytes free",
             "snapshot",
             "DiskFull",
         )

@@ -6,14 +6,25 @@ import contextlib
 import errno
 import os
 import sqlite3
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final, TypeVar
 
-from sandboxrt.errors import SandboxClientError
+from sandboxrt.errors import HostDiskFullError, SandboxClientError
+from sandboxrt.room import Room
 from sandboxrt.threads import run_blocking
 
-__all__ = ["RESTORE_MARK", "SCHEMA_VERSION", "connect", "migrate", "naming", "run_blocking", "transaction"]
+__all__ = [
+    "RESTORE_MARK",
+    "SCHEMA_VERSION",
+    "connect",
+    "migrate",
+    "naming",
+    "run_blocking",
+    "transaction",
+    "with_room",
+]
 
 T = TypeVar("T")
 
@@ -21,6 +32,7 @@ RESTORE_MARK: Final = "restoring"
 """In a state folder that a backup is being put into: half of one must not be used."""
 
 _BUSY_TIMEOUT_S: Final = 10.0
+_PAUSES_S: Final = (0.0, 0.05, 0.2)
 _FULL_BELOW_BYTES: Final = 1024**2
 
 _MIGRATIONS: Final[tuple[tuple[str, ...], ...]] = (
@@ -247,25 +259,57 @@ def transaction(db: sqlite3.Connection) -> Iterator[None]:
         raise
 
 
-_ADVICE: Final = {
-    errno.EACCES: "it is not writable for this user: change its owner or mode, or use another state folder",
-    errno.EPERM: "it is not writable for this user: change its owner or mode, or use another state folder",
+_NOT_WRITABLE: Final = "it is not writable for this user: change its owner or mode, or use another state folder"
+_NO_SPACE: Final = "its file system is full: free some space, or use another state folder"
+_ADVICE: Final[dict[int | str, str]] = {
+    errno.EACCES: _NOT_WRITABLE,
+    errno.EPERM: _NOT_WRITABLE,
     errno.EROFS: "its file system is read-only: use another state folder",
-    errno.ENOSPC: "its file system is full: free some space, or use another state folder",
+    errno.ENOSPC: _NO_SPACE,
     errno.EDQUOT: "the disk quota is used up: free some space, or use another state folder",
     errno.ENOTDIR: "it, or a folder above it, is a file: remove that, or use another state folder",
     errno.EEXIST: "it is a file: remove it, or use another state folder",
     errno.EMFILE: "this process has too many files open: raise its limit (ulimit -n)",
+    f"SQLITE {sqlite3.SQLITE_CANTOPEN}": _NOT_WRITABLE,
+    f"SQLITE {sqlite3.SQLITE_READONLY}": _NOT_WRITABLE,
+    f"SQLITE {sqlite3.SQLITE_FULL}": _NO_SPACE,
+    f"SQLITE {sqlite3.SQLITE_IOERR}": "its disk reports errors or is full: check the kernel log and the free space",
+    f"SQLITE {sqlite3.SQLITE_BUSY}": (
+        f"another process has kept it locked for {_BUSY_TIMEOUT_S:.0f} s: find and end that process"
+    ),
+    f"SQLITE {sqlite3.SQLITE_NOTADB}": "state.db in it is not a SQLite file: move it away, or use another state folder",
+    f"SQLITE {sqlite3.SQLITE_CORRUPT}": "state.db in it is damaged: move it away, or use another state folder",
 }
-_SQLITE_ADVICE: Final = {
-    sqlite3.SQLITE_CANTOPEN: _ADVICE[errno.EACCES],
-    sqlite3.SQLITE_READONLY: _ADVICE[errno.EACCES],
-    sqlite3.SQLITE_FULL: _ADVICE[errno.ENOSPC],
-    sqlite3.SQLITE_IOERR: "its disk reports errors or is full: check the kernel log and the free space",
-    sqlite3.SQLITE_BUSY: f"another process has kept it locked for {_BUSY_TIMEOUT_S:.0f} s: find and end that process",
-    sqlite3.SQLITE_NOTADB: "state.db in it is not a SQLite file: move it away, or use another state folder",
-    sqlite3.SQLITE_CORRUPT: "state.db in it is damaged: move it away, or use another state folder",
-}
+
+
+def with_room(state_dir: Path, function: Callable[[], T]) -> T:
+    """Run a function that writes; on a full disk once more, with the room that is kept for records.
+
+    What is removed to make room must be recorded first, on a disk that has none.
+    """
+    for pause_s in _PAUSES_S:
+        try:
+            return function()
+        except (OSError, sqlite3.Error) as error:
+            if _reason(error, state_dir) not in _FULL:
+                raise
+            Room(state_dir).records_ballast.release()
+            time.sleep(pause_s)  # file systems take a moment to give back
+    return function()
+
+
+def _reason(error: OSError | sqlite3.Error, state_dir: Path) -> int | str:
+    """The key of what is to be said about an error: a number of the system's, or ``SQLITE_`` and so on."""
+    if isinstance(error, OSError):
+        return error.errno or 0
+    # The low byte is the primary code; what is above it says more than a user wants to know.
+    code = (getattr(error, "sqlite_errorcode", None) or 0) & 0xFF
+    if code in (sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN) and _is_full(state_dir):
+        code = sqlite3.SQLITE_FULL  # What it says when the file that it shares memory through cannot grow.
+    return f"SQLITE {code}"
+
+
+_FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT, f"SQLITE {sqlite3.SQLITE_FULL}"})
 
 
 @contextlib.contextmanager
@@ -273,16 +317,20 @@ def naming(state_dir: Path) -> Iterator[None]:
     """Turn the system's and SQLite's errors into one that names the folder and what to do."""
     try:
         yield
-    except OSError as error:
-        advice = _ADVICE.get(error.errno or 0, "use another state folder if that cannot be helped")
-        raise SandboxClientError(f"Cannot use the state folder {state_dir}: {error.strerror}; {advice}") from error
-    except sqlite3.Error as error:
-        # The low byte is the primary code; what is above it says more than a user wants to know.
-        code = (getattr(error, "sqlite_errorcode", None) or 0) & 0xFF
-        if code == sqlite3.SQLITE_IOERR and _is_full(state_dir):
-            code = sqlite3.SQLITE_FULL  # What it says when the file that it shares memory through cannot grow.
-        advice = _SQLITE_ADVICE.get(code, "please report this")
-        raise SandboxClientError(f"Cannot use the state folder {state_dir}: {error}; {advice}") from error
+    except (OSError, sqlite3.Error) as error:
+        reason = _reason(error, state_dir)
+        said = error.strerror if isinstance(error, OSError) else error
+        message = f"Cannot use the state folder {state_dir}: {said}; {_ADVICE.get(reason) or _default(error)}"
+        if reason in _FULL:
+            room = Room(state_dir)
+            raise HostDiskFullError(
+                message, folder=str(state_dir), free_bytes=room.free_bytes, min_free_bytes=room.min_free_bytes
+            ) from error
+        raise SandboxClientError(message) from error
+
+
+def _default(error: OSError | sqlite3.Error) -> str:
+    return "use another state folder if that cannot be helped" if isinstance(error, OSError) else "please report this"
 
 
 def _is_full(state_dir: Path) -> bool:

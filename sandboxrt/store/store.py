@@ -27,7 +27,7 @@ from sandboxrt.errors import (
 )
 from sandboxrt.models import Isolation, Limits, Quota, RunConfig, SandboxOwner
 from sandboxrt.protocol.quota import check_quota
-from sandboxrt.store.database import connect, migrate, naming, run_blocking, transaction
+from sandboxrt.store.database import connect, migrate, naming, run_blocking, transaction, with_room
 from sandboxrt.store.identity import settle_identity
 from sandboxrt.store.owners import OwnerLock
 from sandboxrt.store.privacy import make_private
@@ -114,11 +114,11 @@ class Store:
             make_private(state_dir)
             owners = state_dir / "owners"
             owners.mkdir(mode=0o700, exist_ok=True)
-            connection = connect(state_dir / "state.db")
+            connection = with_room(state_dir, lambda: connect(state_dir / "state.db"))
             undo.callback(connection.close)
-            migrate(connection, state_dir)
-            identity, _ = settle_identity(state_dir)
-            lock = OwnerLock.create(owners / f"{owner_id}.lock")
+            with_room(state_dir, lambda: migrate(connection, state_dir))
+            identity, _ = with_room(state_dir, lambda: settle_identity(state_dir))
+            lock = with_room(state_dir, lambda: OwnerLock.create(owners / f"{owner_id}.lock"))
             undo.pop_all()
         return cls(state_dir, owner_id, identity, connection, lock, now, limiter)
 
@@ -143,10 +143,13 @@ class Store:
             with naming(self.state_dir):
                 if not write:
                     return function(self._connection)
-                with transaction(self._connection):
-                    return function(self._connection)
+                return with_room(self.state_dir, lambda: self._transact(function))
 
         return await run_blocking(self._limiter, call)
+
+    def _transact(self, function: Callable[[sqlite3.Connection], T]) -> T:
+        with transaction(self._connection):
+            return function(self._connection)
 
     async def compact(self) -> None:
         """Give back what the database's file holds and does not use, unless somebody uses it at this moment."""

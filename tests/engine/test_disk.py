@@ -11,8 +11,9 @@ import pytest
 import trio
 
 from sandboxrt.engine import disk
-from sandboxrt.engine.disk import DiskTemplates, detach_loops_below, disk_size, ensure_clean, sparse_copy
-from sandboxrt.errors import EngineUnavailableError, ResourceCreationError
+from sandboxrt.engine.damage import ensure_clean
+from sandboxrt.engine.disk import DiskTemplates, detach_loops_below, disk_size, sparse_copy
+from sandboxrt.errors import EngineUnavailableError, HostDiskFullError, ResourceCreationError
 
 MIB = 1024**2
 
@@ -109,9 +110,9 @@ async def test_a_full_host_is_said_and_nothing_is_left(tmp_path: Path) -> None:
     folder.mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", folder], check=True)
     try:
-        with pytest.raises(ResourceCreationError, match="no space left") as caught:
+        with pytest.raises(HostDiskFullError, match=r"has 4\.0 MiB free") as caught:
             await DiskTemplates(folder / "templates").clone(64 * MIB, folder / "disk.img")
-        assert caught.value.error_type == "DiskFull"
+        assert caught.value.folder == str(folder)
         assert not (folder / "disk.img").exists()
     finally:
         subprocess.run(["umount", folder], check=True)
@@ -126,7 +127,7 @@ async def test_a_copy_that_fails_in_the_middle_leaves_nothing(
         raise OSError(errno.ENOSPC, "full")
 
     monkeypatch.setattr(disk, "sparse_copy", fail)
-    with pytest.raises(ResourceCreationError, match="no space left"):
+    with pytest.raises(HostDiskFullError):
         await templates.clone(16 * MIB, tmp_path / "disk.img")
     assert not (tmp_path / "disk.img").exists()
 

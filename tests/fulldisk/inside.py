@@ -6,17 +6,18 @@ files are read after a stop and a start: the disk was unmounted in between.
 
 from __future__ import annotations
 
-import os
+import contextlib
 import shlex
+import signal
+import subprocess
 import sys
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Iterator
 
-from sandboxrt import Sandbox, SandboxClient
+from sandboxrt import Sandbox, SandboxClient, SandboxClientError
+from tests.fulldisk import traps
+from tests.fulldisk.traps import FOLDER, MIB, TRAP, empty, fill
 
-MIB = 1024**2
 SCENARIOS: dict[str, Callable[..., None]] = {}
-FOLDER = Path(os.environ.get("STATE_FOLDER", "/nonexistent"))
 
 
 def scenario(function: Callable[..., None]) -> Callable[..., None]:
@@ -32,32 +33,6 @@ def restart(sandbox: Sandbox) -> None:
     """Stop and start: what was in memory only is gone."""
     sandbox.stop()
     sandbox.start()
-
-
-def free_bytes() -> int:
-    found = os.statvfs(FOLDER)
-    return found.f_bavail * found.f_frsize
-
-
-def fill(name: str = "filler", leave_bytes: int = 0) -> Path:
-    """Another program takes everything that is left on the file system, in one instant, root's reserve included."""
-    path = FOLDER / name
-    fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
-    try:
-        size = os.fstat(fd).st_size
-        for step in (64 * MIB, MIB, 4096, 1024):
-            while True:
-                found = os.statvfs(FOLDER)
-                if found.f_bfree * found.f_frsize < leave_bytes + step:
-                    break
-                try:
-                    os.posix_fallocate(fd, size, step)
-                except OSError:
-                    break
-                size += step
-    finally:
-        os.close(fd)
-    return path
 
 
 @scenario
@@ -141,9 +116,178 @@ def many_writers() -> None:
             assert words.count("\n") > 3, words
             assert box.run(f"python3 -c {shlex.quote(READER)}").stdout == words
             # A start needs some room, as much as nobody asks back.
-            (FOLDER / "filler").unlink(missing_ok=True)
+            empty()
             restart(box)
             assert box.run(f"python3 -c {shlex.quote(READER)}").stdout == words
+
+
+@contextlib.contextmanager
+def served() -> Iterator[SandboxClient]:
+    """A client of a server on the file system, which has the traps."""
+    command = [sys.executable, "-m", "tests.fulldisk.inside", "server"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stderr is not None
+            for line in process.stderr:
+                if line.startswith("sandboxrt serves "):
+                    break
+            else:
+                raise AssertionError("the server did not start")
+            with SandboxClient(mode="remote", api_endpoint=f"{line.split()[2]}/api/v2/sandboxes", api_key="x") as c:
+                yield c
+        finally:
+            process.send_signal(signal.SIGTERM)
+            process.communicate()
+
+
+@scenario
+def server() -> None:
+    from sandboxrt.cli import main
+
+    traps.install()
+    state = str(FOLDER / "state")
+    main(
+        [
+            "serve",
+            "--port",
+            "0",
+            "--state-dir",
+            state,
+            "--insecure-no-auth",
+            "--no-access-log",
+            "--default-snapshot",
+            "host",
+        ]
+    )
+
+
+@contextlib.contextmanager
+def embedded() -> Iterator[SandboxClient]:
+    traps.install()
+    with client() as c:
+        yield c
+
+
+class Steps:
+    """Operations, each with the disk filled at one of its steps."""
+
+    def __init__(self, client: SandboxClient) -> None:
+        self.client = client
+        self.keeper = client.create_sandbox(name="keeper")
+        self.keeper.write("/root/old", "acknowledged")
+        assert self.keeper.run("head -c 300000 /dev/urandom > /root/synced; sync").exit_code == 0
+        self.synced = self.md5("/root/synced")
+        self.number = 0
+
+    def md5(self, path: str) -> str:
+        return self.keeper.run(f"md5sum < {path}").stdout
+
+    def at(self, operation: str, step: str) -> str:
+        """Try an operation; what came of it."""
+        self.number += 1
+        name = f"box{self.number}"
+        if operation not in ("create", "build"):
+            box = self.client.create_sandbox(name=name)
+            box.write("/root/file", name)
+            if operation in ("start", "capture stopped"):
+                box.stop()
+        written = self.keeper.run("head -c 1000000 /dev/urandom | tee /root/new | md5sum").stdout
+        TRAP.write_text(step)
+        if step == "all the time":
+            fill()
+        said = self.tried(operation, name)
+        TRAP.unlink(missing_ok=True)
+        assert self.md5("/root/new") == written
+        if traps.EVERYTHING:
+            # What had no time to find its place is lost to a program that takes the whole of it in an instant.
+            self.keeper.run("rm /root/new")
+        empty()
+        self.check(operation, name, said)
+        assert self.md5("/root/synced") == self.synced
+        return said
+
+    def tried(self, operation: str, name: str) -> str:
+        try:
+            getattr(self, f"do_{operation.split()[0]}")(name)
+        except SandboxClientError as error:
+            text = str(error)
+            assert "Internal" not in text and "log has the reason" not in text, text
+            return type(error).__name__
+        return "done"
+
+    def do_create(self, name: str) -> None:
+        self.client.create_sandbox(name=name)
+
+    def do_start(self, name: str) -> None:
+        self.client.start_sandbox(name)
+
+    def do_stop(self, name: str) -> None:
+        self.client.stop_sandbox(name)
+
+    def do_delete(self, name: str) -> None:
+        self.client.delete_sandbox(name)
+
+    def do_upload(self, name: str) -> None:
+        self.client.get_sandbox(name).write("/root/file", b"n" * MIB)
+
+    def do_write(self, name: str) -> None:
+        done = self.client.get_sandbox(name).run("head -c 1000000 /dev/zero > /root/other && sync && echo written")
+        assert done.stdout or "No space left" in done.stderr, done
+
+    def do_output(self, name: str) -> None:
+        done = self.client.get_sandbox(name).run("head -c 40000000 /dev/zero | tr '\\0' x")
+        assert len(done.stdout) == 40_000_000
+
+    def do_capture(self, name: str) -> None:
+        self.client.capture_snapshot(name, f"of-{name}")
+
+    def do_build(self, name: str) -> None:
+        self.client.create_snapshot(name, f"oci:{sys.argv[3]}")
+
+    def check(self, operation: str, name: str, said: str) -> None:
+        """With room again, all is as the answer said."""
+        names = {box.name for box in self.client.list_sandboxes()}
+        if operation in ("create", "delete") and (said == "done") == (operation == "delete"):
+            assert name not in names, said
+            self.client.delete_sandbox(self.client.create_sandbox(name=name).name)
+            return
+        if operation == "build" or (traps.EVERYTHING and operation == "upload"):
+            return
+        box = self.client.get_sandbox(name)
+        if operation != "create":
+            if box.status == "ready":
+                box.stop()
+            self.client.start_sandbox(name)
+            box = self.client.get_sandbox(name)
+            content = box.read("/root/file")
+            assert content == name.encode() or (operation == "upload" and content == b"n" * MIB), content[:50]
+        self.client.delete_sandbox(name)
+
+
+@scenario
+def steps(mode: str, *arguments: str) -> None:
+    """Print what came of each operation with the disk full at each of its steps."""
+    all_steps = {
+        "create": ["record", "image", "make", "status"],
+        "start": ["make", "status"],
+        "upload": ["replace"],
+        "write": [],
+        "output": [],
+        "capture": ["snapshot", "copy", "finish"],
+        "capture stopped": ["copy-stopped"],
+        "stop": ["close", "status"],
+        "delete": ["status", "discard", "forget"],
+    }
+    with embedded() if mode == "embedded" else served() as c:
+        tried = Steps(c)
+        for operation, labels in all_steps.items():
+            moments = [f"{label} {when}" for label in labels for when in ("before", "after")]
+            for step in ["all the time", *moments]:
+                print(f"| {mode} | {operation} | {step} |", flush=True)
+                print(tried.at(operation, step), flush=True)
+        restart(tried.keeper)
+        assert tried.md5("/root/synced") == tried.synced
+        assert c.get_sandbox("keeper").read("/root/old") == b"acknowledged"
 
 
 if __name__ == "__main__":

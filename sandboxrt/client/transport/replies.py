@@ -5,6 +5,7 @@ Source: protocol.md §3.4; ``operation``, ``error_type`` and ``field`` in the bo
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import httpx
@@ -19,11 +20,12 @@ from sandboxrt.errors import (
     SandboxOperationError,
     ValidationError,
 )
-from sandboxrt.protocol.rest_errors import parse_error
+from sandboxrt.protocol.rest_errors import HOST_DISK_FULL, host_disk_full, parse_error
 
 __all__ = ["dataplane_error", "socket_error"]
 
 _OPERATIONS = {"WriteError": "write", "ReadError": "read", "CommandError": "command"}
+_REFUSALS = {403: "PermissionDenied", 507: "NoSpace"}
 _SOCKET_REFUSALS = {(400, "NotReady"), (401, "Unauthorized"), (404, "NotFound")}
 """What a data plane has to say for good; a proxy's own pages have no such words."""
 
@@ -51,13 +53,12 @@ def _error(status: int, body: object, fallback: str, operation: str | None) -> S
     detail = body.get("detail") if isinstance(body, dict) else None
     more = detail if isinstance(detail, dict) else {}
     word = said.error
-    if word in _OPERATIONS:
-        precise = more.get("error_type")
-        return SandboxOperationError(said.message, _OPERATIONS[word], precise if isinstance(precise, str) else word)
+    if word in _OPERATIONS or word == HOST_DISK_FULL:
+        return _operation_error(said.message, word, more, operation)
     if status == 401:
         return SandboxAuthenticationError(said.message)
-    if status == 403:
-        return SandboxOperationError(said.message, operation, "PermissionDenied")
+    if status in _REFUSALS:
+        return SandboxOperationError(said.message, operation, _REFUSALS[status])
     if status == 502 and word == "ConnectionError":
         return SandboxConnectionError(said.message)
     if (status, word) in ((400, "NotReady"), (503, "ServiceUnavailable")):
@@ -70,6 +71,11 @@ def _error(status: int, body: object, fallback: str, operation: str | None) -> S
     if status == 422:
         field = more.get("field")
         return ValidationError(said.message, field if isinstance(field, str) else said.field, said.details, word)
-    if status == 507:
-        return SandboxOperationError(said.message, operation, "NoSpace")
     return SandboxClientError(said.message)
+
+
+def _operation_error(message: str, word: str, more: Mapping[str, Any], operation: str | None) -> SandboxOperationError:
+    precise = more.get("error_type")
+    if HOST_DISK_FULL in (word, precise):
+        return host_disk_full(message, more, operation)
+    return SandboxOperationError(message, _OPERATIONS[word], precise if isinstance(precise, str) else word)

@@ -11,7 +11,8 @@ from typing import Final
 import trio
 
 from sandboxrt.engine.capture import DISK_IMAGE
-from sandboxrt.engine.disk import ensure_clean, wait_detached
+from sandboxrt.engine.damage import ensure_clean
+from sandboxrt.engine.disk import wait_detached
 from sandboxrt.engine.launch.plan import DATA_FOLDER, covered_folder
 from sandboxrt.engine.launch.program import run_launcher
 from sandboxrt.errors import ResourceCreationError
