@@ -14,7 +14,10 @@ from typing import Final
 import trio
 
 from sandboxrt.engine.base import Engine
+from sandboxrt.engine.remains import SESSIONS_FOLDER
 from sandboxrt.errors import SandboxClientError
+from sandboxrt.host.spill import sweep
+from sandboxrt.threads import run_blocking
 
 __all__ = ["FREEING_FAILS", "Leftovers"]
 
@@ -64,6 +67,8 @@ class Leftovers:
         async with turn:
             if folder in self._turns:
                 await self._engine.release(folder, self._containers[folder])
+                if (sessions := folder / SESSIONS_FOLDER).exists():
+                    await run_blocking(None, lambda: sweep(sessions))
                 del self._turns[folder], self._containers[folder]
 
     async def free_urgent(self) -> None:

@@ -11,10 +11,21 @@ from datetime import datetime
 
 from sandboxrt.errors import ValidationError
 
-__all__ = ["MAX_TTL_S", "Ending", "age_s", "check_ttl", "expiry_at_rest", "next_end"]
+__all__ = ["MAX_TTL_S", "Ending", "age_s", "check_ttl", "expiry_at_rest", "next_end", "stood_still"]
 
 MAX_TTL_S = 10 * 366 * 86_400
 """About ten years; 0 is what means for ever."""
+
+
+_STALL_S = 1.0
+
+
+def stood_still(due: float, now: float) -> bool:
+    """Whether a timer that was due is late by so much that the host itself stood still (stopped, suspended, starved).
+
+    Nobody could renew or use anything meanwhile, however much they wanted to; what they sent is still to be read.
+    """
+    return now - due > _STALL_S
 
 
 class Ending(enum.Enum):

@@ -45,11 +45,11 @@ from sandboxrt.host.connections import Connections, PortStream
 from sandboxrt.host.files import SandboxFile, open_file, read_file, resolve_path, write_file
 from sandboxrt.host.launch import ImageSettings, Launcher
 from sandboxrt.host.lease import Lease
-from sandboxrt.host.lifetime import Ending, age_s, expiry_at_rest, next_end
+from sandboxrt.host.lifetime import Ending, age_s, expiry_at_rest, next_end, stood_still
 from sandboxrt.host.provision import Workshop, make_container, new_launcher, record_sandbox, sandbox_dir, secure_block
 from sandboxrt.host.search import Searcher
 from sandboxrt.host.sessions import SessionTable
-from sandboxrt.host.spill import SpillFile, SpillQuota, sweep
+from sandboxrt.host.spill import SpillFile, SpillQuota
 from sandboxrt.host.starts import StartLog
 from sandboxrt.host.stream import OutputStream
 from sandboxrt.host.tunnel import Tunnel
@@ -60,7 +60,6 @@ from sandboxrt.protocol.rest import CreateSandbox, SandboxInfo, UpdateSandbox
 from sandboxrt.protocol.wording import not_ready
 from sandboxrt.snapshots.content import CaptureSource
 from sandboxrt.store import SandboxRow, container_id
-from sandboxrt.threads import run_blocking
 from sandboxrt.tunnels.mux import Wire
 
 __all__ = ["Sandbox", "SandboxStatus"]
@@ -244,9 +243,6 @@ class Sandbox:
                 # One that was taken over has a row, and may have been started again before this task began.
                 await self._provision()
                 await self._serve()
-            elif self._folder is not None:
-                left = self._folder / SESSIONS_FOLDER
-                await run_blocking(self._shop.spilling, lambda: sweep(left))
             while True:
                 await self._rest()
                 if await self._started_again():
@@ -469,8 +465,11 @@ class Sandbox:
                 else:
                     self.delete()
                 return
-            with trio.move_on_at(deadline):
+            with trio.move_on_at(deadline) as waiting:
                 await self._lifetime_changed.park()
+            if waiting.cancelled_caught and stood_still(deadline, trio.current_time()):
+                # Nobody could use it meanwhile, so it was not idle. Its whole life is over when it is.
+                self.touch()
 
     def _servant_failed(self, error: Exception) -> None:
         _log.error("sandbox %s goes on without one of its own tasks", self.name, exc_info=error)

@@ -10,11 +10,13 @@ from typing import Any
 import pytest
 import trio
 
+from sandboxrt.engine.remains import SESSIONS_FOLDER
 from sandboxrt.errors import ResourceNotFoundError, ResourceTimeoutError, SandboxClientError
 from sandboxrt.host.config import HostConfig
 from sandboxrt.host.host import Host
 from sandboxrt.host.opening import open_host
 from sandboxrt.host.provision import sandbox_dir
+from sandboxrt.host.spill import _PREFIX
 from sandboxrt.models import Limits
 from sandboxrt.protocol.rest import CreateSandbox
 from sandboxrt.snapshots.content import ImageConfig, SnapshotContent
@@ -154,3 +156,14 @@ async def test_embedded_leftovers_go_beside_it_and_names_wait_for_that(tmp_path:
             assert made == []
             engine.may.set()
         assert made == ["ready"]
+
+
+async def test_what_commands_left_goes_with_it(tmp_path: Path) -> None:
+    folders = await _die(tmp_path, "ready", "stopped")
+    left = []
+    for folder in folders:
+        (folder / SESSIONS_FOLDER).mkdir(parents=True)
+        left.append(folder / SESSIONS_FOLDER / f"{_PREFIX}of-a-dead-host")
+        left[-1].write_bytes(b"output")
+    async with _taken_over(tmp_path, FakeEngine()):
+        await _until(lambda: not any(path.exists() for path in left))
