@@ -14,6 +14,7 @@ LEVELS = {
     "errors": 0,
     "models": 1,
     "protocol": 2,
+    "http_pool": 2,
     "sockets": 2,
     "threads": 3,
     "room": 3,

@@ -21,6 +21,7 @@ from sandboxrt.actors import sole_error
 from sandboxrt.gateway.front import Front, GoneError
 from sandboxrt.gateway.gateway import Gateway, GatewaySettings, Sandboxes
 from sandboxrt.gateway.links import FixedKeys, Links
+from sandboxrt.http_pool import http_connections
 from sandboxrt.protocol.service_urls import ServiceSite, Unknown
 from sandboxrt.protocol.tokens import TokenKey
 
@@ -83,7 +84,7 @@ class LocalServices:
         async with self._opening:
             if self._connections is None:
                 tls = await trio.to_thread.run_sync(httpx.create_ssl_context)
-                self._connections = httpx.AsyncHTTPTransport(verify=tls)
+                self._connections = http_connections(tls)
             return self._connections
 
 

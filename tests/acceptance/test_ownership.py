@@ -14,6 +14,7 @@ import pytest
 import trio
 
 from sandboxrt import AsyncSandboxClient
+from tests.cancelling import CancelAt
 from tests.leaks import assert_nothing_left
 
 pytestmark = pytest.mark.container
@@ -94,29 +95,11 @@ async def test_two_hundred_at_once(state_dir: Path) -> None:
             assert await client.list_sandboxes() == []
 
 
-class _CancelAt(trio.abc.Instrument):
-    """Cancels a scope before the n-th step that any task takes: the caller's own, and the actors' that work for it."""
-
-    def __init__(self, step: int) -> None:
-        self.scope = trio.CancelScope()
-        self._left = step
-
-    def before_task_step(self, task: trio.lowlevel.Task) -> None:
-        self._left -= 1
-        if self._left == 0:
-            self.scope.cancel()
-
-
 async def _cancel_at_every_step(work: Callable[[], Awaitable[None]], most: int) -> int:
     """Run ``work`` cancelled at step 1, 2, ... until it goes through; returns how many steps that took."""
     for step in range(1, most):
-        instrument = _CancelAt(step)
-        trio.lowlevel.add_instrument(instrument)
-        try:
-            with instrument.scope:
-                await work()
-        finally:
-            trio.lowlevel.remove_instrument(instrument)
+        instrument = CancelAt(step)
+        await instrument.run(work)
         if not instrument.scope.cancelled_caught:
             return step
     raise AssertionError(f"still cancelled after {most} steps")

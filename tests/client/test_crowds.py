@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import socket
+import ssl
+
+import httpx
 import pytest
 import trio
 import trio.testing
@@ -11,6 +15,7 @@ from sandboxrt.client.client import AsyncSandboxClient
 from sandboxrt.client.config import RemoteConfig
 from sandboxrt.client.sandbox import AsyncSandbox
 from sandboxrt.client.transport.http import HttpTransport
+from sandboxrt.http_pool import http_connections
 from sandboxrt.testing.peer import Answer, Peer
 
 CROWD = 70
@@ -19,7 +24,7 @@ ROOM = 20
 
 @pytest.fixture(autouse=True)
 def little_room(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sandboxrt.client.transport.connections._ORDINARY", ROOM)
+    monkeypatch.setattr("sandboxrt.http_pool._ORDINARY", ROOM)
 
 
 async def test_many_calls_of_a_fresh_client(clock: MockClock, client: AsyncSandboxClient, peer: Peer) -> None:
@@ -81,3 +86,17 @@ async def test_leases_have_their_own_way_through(clock: MockClock, peer: Peer) -
         await transport.renew_lease("box", 60)
         assert trio.current_time() - begun < 1
         nursery.cancel_scope.cancel()
+
+
+async def test_a_network_that_swallows_everything_is_noticed_by_the_kernel(clock: MockClock, peer: Peer) -> None:
+    """Whatever a call's own limit is: within half a minute."""
+    async with http_connections(ssl.create_default_context()) as connections:
+        request = httpx.Request("GET", peer.endpoint + "/boxes")
+        answer = await connections.handle_async_request(request)
+        wire = answer.extensions["network_stream"].get_extra_info("socket")
+        names = ("TCP_KEEPIDLE", "TCP_KEEPINTVL", "TCP_KEEPCNT")
+        idle, interval, count = (wire.getsockopt(socket.IPPROTO_TCP, getattr(socket, name)) for name in names)
+        assert wire.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+        assert idle + interval * count <= 30
+        assert wire.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) <= 30_000
+        await answer.aclose()

@@ -14,6 +14,7 @@ import trio
 from sandboxrt import Limits, ResourceInUseError, ResourceNotFoundError, SandboxClientError
 from sandboxrt.client.client import AsyncSandboxClient
 from sandboxrt.testing.fake import FakeEngine
+from tests.cancelling import CancelAt
 
 
 @pytest.fixture
@@ -175,27 +176,6 @@ async def test_opening_fails_for_all_who_wait(tmp_path: Path, engine: FakeEngine
     place.unlink()
     async with embedded(place, engine) as client:
         assert await names(client) == []
-
-
-class CancelAt(trio.abc.Instrument):
-    """Cancels what is run in it before the n-th step of any task."""
-
-    def __init__(self, step: int) -> None:
-        self.scope = trio.CancelScope()
-        self.left = step
-
-    def before_task_step(self, task: trio.lowlevel.Task) -> None:
-        self.left -= 1
-        if not self.left:
-            self.scope.cancel()
-
-    async def run(self, work: Callable[[], Awaitable[None]]) -> None:
-        trio.lowlevel.add_instrument(self)
-        try:
-            with self.scope:
-                await work()
-        finally:
-            trio.lowlevel.remove_instrument(self)
 
 
 @pytest.mark.parametrize("shared", [True, False])

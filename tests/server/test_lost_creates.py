@@ -2,27 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
 import pytest
-import trio
 
 from sandboxrt import AsyncSandboxClient
 from sandboxrt.errors import ResourceAlreadyExistsError
+from tests.cancelling import CancelAt
 from tests.server.app_kit import Site, site
-
-
-class _CancelAt(trio.abc.Instrument):
-    """Cancels a scope before the n-th step of any task, the client's and the server's."""
-
-    def __init__(self, step: int) -> None:
-        self.scope = trio.CancelScope()
-        self._left = step
-
-    def before_task_step(self, task: trio.lowlevel.Task) -> None:
-        self._left -= 1
-        if self._left == 0:
-            self.scope.cancel()
 
 
 async def left(found: Site) -> list[str]:
@@ -36,13 +24,8 @@ async def test_cancelled_at_every_step(tmp_path: Path) -> None:
         async with AsyncSandboxClient(api_endpoint=endpoint, api_key=found.secret) as client:
             await (await client.create_sandbox(name="mine")).delete()
             for step in range(1, 1000):
-                instrument = _CancelAt(step)
-                trio.lowlevel.add_instrument(instrument)
-                try:
-                    with instrument.scope:
-                        await client.create_sandbox(name="mine")
-                finally:
-                    trio.lowlevel.remove_instrument(instrument)
+                instrument = CancelAt(step)
+                await instrument.run(lambda: client.create_sandbox(name="mine"))
                 if not instrument.scope.cancelled_caught:
                     break
                 assert await left(found) == [], f"cancelled at step {step}"
@@ -56,13 +39,6 @@ async def test_what_somebody_else_made_stays(tmp_path: Path) -> None:
         await found.box("mine")
         async with AsyncSandboxClient(api_endpoint=endpoint, api_key=found.secret) as client:
             for step in range(1, 120, 3):
-                instrument = _CancelAt(step)
-                trio.lowlevel.add_instrument(instrument)
-                try:
-                    with instrument.scope:
-                        await client.create_sandbox(name="mine")
-                except ResourceAlreadyExistsError:
-                    pass
-                finally:
-                    trio.lowlevel.remove_instrument(instrument)
+                with contextlib.suppress(ResourceAlreadyExistsError):
+                    await CancelAt(step).run(lambda: client.create_sandbox(name="mine"))
                 assert await left(found) == ["mine"], f"cancelled at step {step}"

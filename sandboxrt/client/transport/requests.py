@@ -20,9 +20,9 @@ import httpx
 import trio
 
 from sandboxrt.client.config import RemoteConfig
-from sandboxrt.client.transport.connections import URGENT, http_connections
 from sandboxrt.client.transport.failures import FailedAttempt, broken, unreached
 from sandboxrt.errors import SandboxConnectionError
+from sandboxrt.http_pool import URGENT, http_connections
 from sandboxrt.protocol.backoff import RETRIED_STATUSES, request_delay
 
 __all__ = ["Body", "Course", "Requests", "Tries"]
