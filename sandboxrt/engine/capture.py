@@ -17,8 +17,8 @@ import trio
 from sandboxrt.engine.base import Captured, Layer, upper_name
 from sandboxrt.engine.copy.copier import Copier, Freezer, Mounts
 from sandboxrt.engine.damage import ensure_clean
-from sandboxrt.engine.disk import wait_detached
 from sandboxrt.engine.launch.plan import DATA_FOLDER, covered_folder
+from sandboxrt.engine.loops import wait_detached
 
 __all__ = ["DISK_IMAGE", "capture_running", "capture_stopped", "merge"]
 
@@ -68,7 +68,7 @@ async def capture_stopped(
     await ensure_clean(path)
     try:
         with _image(state_dir) as image:
-            mounts = await _on_disk(copier, state_dir, image, ("disk", "data", str(_IMAGE_FD), ""))
+            mounts = await _on_disk(copier, state_dir, image, ("disk", "data", str(_IMAGE_FD), "", ""))
             return await copier.copy(mounts, target, first_id=first_id, reserve_bytes=reserve_bytes)
     finally:
         # The next container must not find it mounted still.

@@ -19,7 +19,6 @@ import contextlib
 import errno
 import fcntl
 import os
-import re
 import shutil
 import subprocess
 import tempfile
@@ -38,14 +37,11 @@ __all__ = [
     "MAX_DISK_BYTES",
     "MIN_DISK_BYTES",
     "DiskTemplates",
-    "detach_loops_below",
     "disk_size",
     "find_tool",
     "in_thread",
-    "loops_below",
     "run_tool",
     "sparse_copy",
-    "wait_detached",
 ]
 
 T = TypeVar("T")
@@ -59,7 +55,6 @@ _MAX_TEMPLATES = 24
 _MAX_TEMPLATE_BYTES = 64 * 1024**2
 _MKFS_TIMEOUT_S = 60
 _FICLONE = 0x40049409
-_LOOP_CLR_FD = 0x4C01
 _THREADS = 4
 _limiters: trio.lowlevel.RunVar[trio.CapacityLimiter] = trio.lowlevel.RunVar("disk threads")
 
@@ -276,57 +271,3 @@ class DiskTemplates:
                 sparse_copy(source, target)
                 os.fsync(target)
             packed.rename(path)
-
-
-async def wait_detached(image: Path, sys_block: Path = Path("/sys/block")) -> None:
-    """Wait until no loop device holds an image any more: it frees itself some time after its last mount is gone.
-
-    Cancellation: can be called again.
-    """
-    pause_s = 0.0005
-    while await in_thread(lambda: any(_holds(entry, image) for entry in sys_block.glob("loop*"))):
-        await trio.sleep(pause_s)
-        pause_s = min(2 * pause_s, 0.1)
-
-
-def _holds(entry: Path, image: Path) -> bool:
-    try:
-        return (entry / "loop/backing_file").read_text().rstrip("\n") == str(image.resolve())
-    except OSError:
-        return False
-
-
-def loops_below(folder: Path, sys_block: Path = Path("/sys/block")) -> tuple[str, ...]:
-    """The loop devices whose image is (or was) below ``folder``, e.g. ``("loop3",)``. Blocking, and quick."""
-    entries = (entry for entry in sys_block.glob("loop*") if _backs(entry, folder.resolve()))
-    return tuple(sorted(entry.name for entry in entries))
-
-
-async def detach_loops_below(folder: Path, sys_block: Path = Path("/sys/block")) -> list[str]:
-    """Free the loop devices whose image is (or was) below ``folder``; one that is still mounted goes with its mount.
-
-    Returns:
-        The names of the devices that were freed, e.g. ``["loop3"]``.
-    """
-    return await in_thread(lambda: _detach_loops_below(folder.resolve(), sys_block))
-
-
-def _detach_loops_below(folder: Path, sys_block: Path) -> list[str]:
-    freed = []
-    for entry in sorted(sys_block.glob("loop*")):
-        if not re.fullmatch(r"loop\d+", entry.name) or not _backs(entry, folder):
-            continue
-        with contextlib.suppress(OSError), _open(Path("/dev", entry.name), os.O_RDWR) as device:
-            # Open, it can no longer be freed and taken by another; look again at whose it is.
-            if _backs(entry, folder):
-                fcntl.ioctl(device, _LOOP_CLR_FD)
-                freed.append(entry.name)
-    return freed
-
-
-def _backs(entry: Path, folder: Path) -> bool:
-    try:
-        backing = (entry / "loop/backing_file").read_text().rstrip("\n")
-    except OSError:
-        return False
-    return backing.startswith(f"{folder}/")

@@ -21,7 +21,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import re
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Final
@@ -30,6 +29,7 @@ import attrs
 import trio
 
 from sandboxrt.engine.ext4 import BLOCK_BYTES, DiskUse, MountedDisk, can_keep_back
+from sandboxrt.engine.loops import backings, loops_below
 from sandboxrt.room import Room
 from sandboxrt.threads import run_blocking
 
@@ -319,13 +319,9 @@ def _measured(account: Account) -> bool:
 
 
 def _loops_below(folder: Path) -> Iterator[tuple[int, Path]]:
-    prefix = f"{folder.resolve()}/"
-    for entry in Path("/sys/block").glob("loop*"):
-        match = re.fullmatch(r"loop(\d+)", entry.name)
-        with contextlib.suppress(OSError):
-            backing = (entry / "loop/backing_file").read_text().rstrip("\n")
-            if match and backing.startswith(prefix):
-                yield int(match[1]), Path(backing)
+    seen = backings()
+    for name in loops_below(folder, seen):
+        yield int(name.removeprefix("loop")), Path(seen[name])
 
 
 def _plenty() -> int:

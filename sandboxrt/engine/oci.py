@@ -41,7 +41,7 @@ from sandboxrt.engine.cgroup_events import CgroupEvents
 from sandboxrt.engine.cgroups import SandboxCgroups
 from sandboxrt.engine.copy.copier import Copier, Freezer
 from sandboxrt.engine.damage import ensure_clean
-from sandboxrt.engine.disk import DiskTemplates, detach_loops_below
+from sandboxrt.engine.disk import DiskTemplates
 from sandboxrt.engine.ext4 import can_keep_back
 from sandboxrt.engine.findings import GUEST_KERNEL_RUNTIMES
 from sandboxrt.engine.idmap import read_subids, subid_ranges_of
@@ -51,12 +51,15 @@ from sandboxrt.engine.launch.plan import (
     DATA_FOLDER,
     DISK_FD,
     INIT_FD,
+    LOOP_NOTE,
     MAPS_FD,
     LaunchPlan,
     covered_folder,
 )
 from sandboxrt.engine.launch.program import Finished, run_launcher
+from sandboxrt.engine.launch.words import how_it_ended, meaning
 from sandboxrt.engine.ledger import DiskLedger
+from sandboxrt.engine.loops import detach_loops_below, wait_detached
 from sandboxrt.engine.owners.mover import move_owners
 from sandboxrt.engine.probe import LAUNCH_SOURCE, HostProbe, probe_host
 from sandboxrt.engine.remains import record_folder, records_in
@@ -67,7 +70,6 @@ from sandboxrt.engine.runtime_exec.strategy import choose_strategy, relay_proces
 from sandboxrt.errors import ResourceCreationError
 from sandboxrt.models import IsolationReport
 from sandboxrt.room import Room
-from sandboxrt.threads import run_blocking
 
 __all__ = ["OciContainer", "OciEngine"]
 
@@ -123,9 +125,11 @@ class _Remains:
                 ("processes", self._end_processes),
                 ("control groups", self._remove_cgroups),
                 ("loop device", self._wait_detached),
-                ("the runtime's record", functools.partial(remove_tree, self.record)),
+                ("the runtime's record", self._forget),
             ]
             for what, step in steps:
+                if left and step == self._forget:
+                    break  # it is what a later try finds the rest by
                 try:
                     # Each gets a moment of its own, so that a part that hangs does not leave the others behind.
                     with trio.fail_at(max(deadline, trio.current_time() + 1)):
@@ -155,24 +159,15 @@ class _Remains:
 
     async def _wait_detached(self) -> None:
         """The loop device frees itself with the last mount, which the kernel drops after the last process's end."""
-        if self.image is None or self.loop is None:
-            return
-        backing = Path(f"/sys/block/loop{self.loop}/loop/backing_file")
-        pause_s = 0.0005
-        while await run_blocking(None, functools.partial(_holds, backing, self.image)):
-            await trio.sleep(pause_s)
-            pause_s = min(2 * pause_s, 0.1)
+        if self.image is not None and self.loop is not None:
+            await wait_detached(self.image, self.loop)
+
+    async def _forget(self) -> None:
+        await remove_tree(self.record)
 
 
 def _ledger_failed(error: Exception) -> None:
     _log.error("nobody watches the disks of this host's sandboxes any more", exc_info=error)
-
-
-def _holds(backing: Path, image: Path) -> bool:
-    try:
-        return backing.read_text().rstrip("\n") == str(image)
-    except OSError:
-        return False
 
 
 @attrs.define(eq=False)
@@ -261,6 +256,11 @@ class OciContainer:
                     self._closed = True
 
 
+def _absolute(path: Path) -> Path:
+    """What the engine starts is started from elsewhere."""
+    return path.absolute()
+
+
 @attrs.frozen
 class _Tools:
     launcher: Path
@@ -278,7 +278,7 @@ class OciEngine:
         room: The room for the state folder, and how much of it is kept.
     """
 
-    state_dir: Path
+    state_dir: Path = attrs.field(converter=_absolute)
     runtime: str = "crun"
     strategy: ExecStrategy | None = None
     room: Room = attrs.field(default=attrs.Factory(lambda self: Room(self.state_dir), takes_self=True), kw_only=True)
@@ -288,6 +288,7 @@ class OciEngine:
     _starts: trio.CapacityLimiter = attrs.field(factory=lambda: trio.CapacityLimiter(_CONCURRENT_STARTS), init=False)
     _disks: DiskTemplates | None = attrs.field(default=None, init=False)
     _tools: _Tools | None = attrs.field(default=None, init=False)
+    _probing: trio.Lock = attrs.field(factory=trio.Lock, init=False)
     _ledger: DiskLedger = attrs.field(
         default=attrs.Factory(lambda self: DiskLedger(self.state_dir, self.room), takes_self=True), init=False
     )
@@ -352,9 +353,12 @@ class OciEngine:
         probe = await self._probe()
         with trio.CancelScope(shield=True):
             for record in _records(state_dir):
-                await _remains_of(record, container_id, probe, self._events).free()
-            with trio.move_on_after(_CLOSE_TIMEOUT_S):
-                await detach_loops_below(state_dir)
+                remains = _remains_of(record, container_id, probe, self._events)
+                await remains.free()
+                # Without its number all devices of the machine must be looked at: the launcher did not come so far, or
+                # an older version's did.
+                if remains.image is not None and remains.loop is None:
+                    await detach_loops_below(state_dir)
 
     async def discard(self, state_dir: Path, container_id: str) -> None:
         """See :class:`~sandboxrt.engine.base.Engine`."""
@@ -376,7 +380,9 @@ class OciEngine:
     # -- starting ----------------------------------------------------------------------------------------------------
 
     async def _probe(self) -> HostProbe:
-        return await probe_host(self.runtime, self.state_dir)
+        # A host is tried out once, however many are made at the same time.
+        async with self._probing:
+            return await probe_host(self.runtime, self.state_dir)
 
     async def _built_tools(self) -> _Tools:
         if self._tools is None:
@@ -543,8 +549,7 @@ def _id_map(spec: ContainerSpec, probe: HostProbe) -> IdMap:
 
 
 def _start_error(plan: LaunchPlan, done: Finished) -> ResourceCreationError:
-    lines = [line.strip() for line in done.output.splitlines() if line.strip() and not _LOOP.match(line)]
-    reason = "; ".join(lines[-3:]) or f"exit code {done.code}"
+    reason = how_it_ended(done.code, meaning(_LOOP.sub("", done.output)))
     if done.timed_out:
         reason = f"it took longer than {_LAUNCH_TIMEOUT_S:.0f} s; {reason}"
     runtime = plan.facts.runtime.label
@@ -557,8 +562,20 @@ def _records(state_dir: Path) -> list[Path]:
 
 
 def _remains_of(record: Path, container_id: str, probe: HostProbe, events: CgroupEvents | None) -> _Remains:
-    """What a record stands for: the container of that id, or of any other nothing but itself."""
+    """What a record stands for: the container of that id, or of any other nothing but itself and its disk."""
     is_ours = record == record_folder(record.parent, container_id) and probe.facts.hierarchy.usable
+    image = record.parent / DISK_IMAGE
     return _Remains(
-        container_id, record, SandboxCgroups(probe.facts.hierarchy, container_id, events) if is_ours else None
+        container_id,
+        record,
+        SandboxCgroups(probe.facts.hierarchy, container_id, events) if is_ours else None,
+        image=image if image.exists() else None,
+        loop=_noted_loop(record),
     )
+
+
+def _noted_loop(record: Path) -> int | None:
+    try:
+        return int((record / LOOP_NOTE).read_text())
+    except (OSError, ValueError):
+        return None

@@ -280,7 +280,7 @@ class _Prober:
             return Trial(False, str(error))
         fd = os.open(image, os.O_RDWR | os.O_CLOEXEC)
         try:
-            return await self._launch(["ns", "disk", str(mounted), str(fd), "discard"], fd)
+            return await self._launch(["ns", "disk", str(mounted), str(fd), "discard", ""], fd)
         finally:
             os.close(fd)
 

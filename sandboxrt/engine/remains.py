@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import attrs
@@ -9,9 +10,9 @@ import trio
 
 from sandboxrt.engine.capture import DISK_IMAGE
 from sandboxrt.engine.cgroups import SandboxCgroups
-from sandboxrt.engine.disk import loops_below
 from sandboxrt.engine.hierarchy import Hierarchy
 from sandboxrt.engine.launch.plan import DATA_FOLDER
+from sandboxrt.engine.loops import loops_below
 
 __all__ = [
     "SESSIONS_FOLDER",
@@ -67,7 +68,9 @@ def records_in(folder: Path) -> tuple[Path, ...]:
     return tuple(sorted(folder.glob(f"{_RECORD}*")))
 
 
-def find_remains(folder: Path, container_id: str | None, hierarchy: Hierarchy) -> Remains:
+def find_remains(
+    folder: Path, container_id: str | None, hierarchy: Hierarchy, loops: Mapping[str, str] | None = None
+) -> Remains:
     """What is left of a container, whose folder may be gone. Blocking, and quick; changes nothing.
 
     Args:
@@ -75,12 +78,14 @@ def find_remains(folder: Path, container_id: str | None, hierarchy: Hierarchy) -
         container_id: The container's; ``None`` where this folder is a copy, or from before a reboot, so that nothing
             that runs can be its own.
         hierarchy: Where control groups are.
+        loops: What :func:`~sandboxrt.engine.loops.backings` said, for those who ask for many; looked for where left
+            out.
     """
     cgroups = None if container_id is None else SandboxCgroups(hierarchy, container_id)
     return Remains(
         pids=frozenset() if cgroups is None else cgroups.members(),
         groups=() if cgroups is None else tuple(group for group in cgroups.folders if group.is_dir()),
-        loops=loops_below(folder),
+        loops=loops_below(folder, loops),
         records=() if container_id is None else tuple(p for p in (record_folder(folder, container_id),) if p.exists()),
     )
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from sandboxrt.engine.capture import DISK_IMAGE
 from sandboxrt.engine.damage import Rescued, rescue
-from sandboxrt.engine.disk import loops_below
+from sandboxrt.engine.loops import loops_below
 from sandboxrt.errors import ResourceInUseError, ResourceNotFoundError, SandboxOperationError, ValidationError
 from sandboxrt.host.provision import sandbox_dir
 from sandboxrt.store import Store

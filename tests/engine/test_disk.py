@@ -12,7 +12,7 @@ import trio
 
 from sandboxrt.engine import disk
 from sandboxrt.engine.damage import ensure_clean
-from sandboxrt.engine.disk import DiskTemplates, detach_loops_below, disk_size, sparse_copy
+from sandboxrt.engine.disk import DiskTemplates, disk_size, sparse_copy
 from sandboxrt.errors import EngineUnavailableError, HostDiskFullError, ResourceCreationError
 
 MIB = 1024**2
@@ -167,22 +167,3 @@ async def test_a_disk_beyond_repair_is_said(tmp_path: Path) -> None:
     image.write_bytes(bytes(16 * MIB))
     with pytest.raises(ResourceCreationError, match="cannot repair"):
         await ensure_clean(image)
-
-
-@pytest.mark.container
-async def test_only_loop_devices_below_the_folder_are_freed(templates: DiskTemplates, tmp_path: Path) -> None:
-    folders = [tmp_path / "mine", tmp_path / "mine-not"]
-    devices = []
-    for folder in folders:
-        folder.mkdir()
-        await templates.clone(16 * MIB, folder / "disk.img")
-        attached = subprocess.run(["losetup", "-f", "--show", folder / "disk.img"], capture_output=True, text=True)
-        devices.append(attached.stdout.strip().removeprefix("/dev/"))
-    try:
-        (folders[0] / "disk.img").unlink()
-        assert await detach_loops_below(folders[0]) == [devices[0]]
-        assert not Path("/sys/block", devices[0], "loop").exists()
-        assert Path("/sys/block", devices[1], "loop").exists()
-        assert await detach_loops_below(folders[0]) == []
-    finally:
-        assert await detach_loops_below(folders[1]) == [devices[1]]

@@ -18,6 +18,7 @@ import trio
 from sandboxrt.engine.base import Captured
 from sandboxrt.engine.init import build_tool
 from sandboxrt.engine.launch.program import reap, spawn_launcher
+from sandboxrt.engine.launch.words import meaning
 from sandboxrt.engine.probe import LAUNCH_SOURCE, write_own_maps
 from sandboxrt.errors import ResourceCreationError
 from sandboxrt.threads import run_blocking
@@ -225,7 +226,7 @@ class _Job:
             text = os.read(self.errors, 4096).decode(errors="replace").strip()
             lines = [line for line in text.splitlines() if not line.startswith("loop ")]
             if lines:
-                return lines[-1]
+                return meaning(lines[-1])
         return "the copier was ended"
 
     async def _end(self) -> None:

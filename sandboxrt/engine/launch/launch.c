@@ -21,7 +21,8 @@
  *   dir PATH MODE ID            make a folder owned by ID:ID (kept when it exists)
  *   file PATH MODE ID TEXT      make a file owned by ID:ID
  *   copy PATH MODE FD           copy the file FD
- *   disk PATH FD OPTIONS        mount the ext4 image open at FD at PATH; prints "loop N" on descriptor 2
+ *   disk PATH FD OPTIONS NOTE   mount the ext4 image open at FD at PATH; prints "loop N" on descriptor 2, and writes N
+ *                               into the new file NOTE (unless empty) before the device has the image
  *   share PATH NUMBER FD        mount at PATH, read-only, what loop device NUMBER holds, if it is the image open at FD
  *   bind PATH FD                mount the folder open at FD at PATH
  *   overlay PATH OPTIONS        mount an overlay
@@ -471,8 +472,13 @@ static void copy_file(void)
 
 /* The device frees itself when the last mount is gone (AUTOCLEAR). Finding a free number and taking it are two steps
  * for the kernel, so others who attach at the same time make this fail with EBUSY: try the next one. */
-static int attach_loop(int image)
+static int attach_loop(int image, const char *note)
 {
+	int noted = -1;
+	if (*note != '\0') {
+		unlink(note); /* an earlier start's */
+		noted = create_file(note, 0600, geteuid());
+	}
 	int control = open("/dev/loop-control", O_RDWR | O_CLOEXEC);
 	if (control < 0)
 		fail("disk", "/dev/loop-control");
@@ -485,10 +491,16 @@ static int attach_loop(int image)
 		int device = open(path, O_RDWR | O_CLOEXEC);
 		if (device < 0)
 			fail("disk", path);
+		/* Whoever clears up after a killed owner looks at this device alone, not at all that there are. */
+		char text[16];
+		int length = snprintf(text, sizeof text, "%9d\n", index);
+		if (noted >= 0 && pwrite(noted, text, (size_t)length, 0) != length)
+			fail("disk", note);
 		struct loop_config config = { .fd = (uint32_t)image };
 		config.info.flags = LO_FLAGS_AUTOCLEAR;
 		if (ioctl(device, LOOP_CONFIGURE, &config) == 0) {
 			close(control);
+			close(noted);
 			dprintf(2, "loop %d\n", index);
 			return device;
 		}
@@ -504,8 +516,9 @@ static int attach_loop(int image)
 static void mount_disk(void)
 {
 	const char *path = argument();
-	int device = attach_loop(descriptor());
-	const char *options = argument();
+	int image = descriptor();
+	const char *options = argument(), *note = argument();
+	int device = attach_loop(image, note);
 	char source[32];
 	struct stat st;
 	if (fstat(device, &st) != 0)

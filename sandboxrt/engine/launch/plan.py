@@ -25,13 +25,15 @@ from sandboxrt.engine.runtime_exec.strategy import ExecStrategy
 from sandboxrt.errors import EngineUnavailableError, ResourceCreationError
 from sandboxrt.models import Limits
 
-__all__ = ["CONTROL_FD", "DATA_FOLDER", "DISK_FD", "INIT_FD", "MAPS_FD", "LaunchPlan", "covered_folder"]
+__all__ = ["CONTROL_FD", "DATA_FOLDER", "DISK_FD", "INIT_FD", "LOOP_NOTE", "MAPS_FD", "LaunchPlan", "covered_folder"]
 
 CONTROL_FD, INIT_FD, DISK_FD, MAPS_FD = 3, 4, 5, 6
 """Numbers of the descriptors that the launcher is given: the init's socket, its program, the disk image, and, where the
 host writes the launcher's own id maps, the socket for that."""
 DATA_FOLDER = "data"
 """Where a container without a disk of its own has its files, in its state folder."""
+LOOP_NOTE = "loop"
+"""In the runtime's record of a container: the number of the loop device that holds, or was about to hold, its disk."""
 
 _BLOCK_SLOT, _DATA_SLOT, _FIRST_LAYER_SLOT, _MAX_LAYERS = 20, 21, 30, 400
 _COVERS = ("/mnt", "/media", "/srv", "/opt")
@@ -161,9 +163,10 @@ class LaunchPlan:
 
     def _mount(self, stacks: dict[str, list[tuple[int, Layer]]]) -> Iterator[str]:
         owner = str(self.owner)
-        yield from (
-            ("disk", "data", str(DISK_FD), self.disk_options) if self.has_disk else ("bind", "data", str(_DATA_SLOT))
-        )
+        if self.has_disk:
+            yield from ("disk", "data", str(DISK_FD), self.disk_options, str(self.record / LOOP_NOTE))
+        else:
+            yield from ("bind", "data", str(_DATA_SLOT))
         yield from ("dir", "data/upper", "755", "0", "dir", "data/work", "755", "0", "dir", "data/tmp", "1777", owner)
         for at, stack in stacks.items():
             lower = [f"layers/{slot}" for slot, _ in stack]

@@ -12,9 +12,9 @@ import trio
 
 from sandboxrt.engine.capture import DISK_IMAGE
 from sandboxrt.engine.damage import ensure_clean
-from sandboxrt.engine.disk import wait_detached
 from sandboxrt.engine.launch.plan import DATA_FOLDER, covered_folder
 from sandboxrt.engine.launch.program import run_launcher
+from sandboxrt.engine.loops import wait_detached
 from sandboxrt.errors import ResourceCreationError
 
 __all__ = ["move_owners"]
@@ -36,7 +36,7 @@ async def move_owners(launcher: Path, state_dir: Path, old: int, new: int) -> No
     await ensure_clean(image)
     needed = [state_dir, _SHIFT, python, *(Path(each) for each in (sys.prefix, sys.base_prefix))]
     cover = covered_folder([each for path in needed for each in (path, path.resolve())])
-    mounts = ["ns", "cover", cover, "dir", "data", "700", "0", "disk", "data", str(_IMAGE_FD), ""]
+    mounts = ["ns", "cover", cover, "dir", "data", "700", "0", "disk", "data", str(_IMAGE_FD), "", ""]
     with contextlib.ExitStack() as stack:
         fd = os.open(image, os.O_RDWR | os.O_CLOEXEC)
         stack.callback(os.close, fd)

@@ -25,8 +25,8 @@ import trio
 
 from sandboxrt._version import __version__
 from sandboxrt.engine.capture import DISK_IMAGE
-from sandboxrt.engine.disk import loops_below
 from sandboxrt.engine.launch.plan import DATA_FOLDER
+from sandboxrt.engine.loops import loops_below
 from sandboxrt.engine.remains import has_files, records_in
 from sandboxrt.errors import SandboxClientError
 from sandboxrt.host.backup.archive import FORMAT, Contents, Draft, Item, TarError

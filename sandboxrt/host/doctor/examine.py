@@ -9,13 +9,14 @@ from __future__ import annotations
 import re
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Final
 
 import attrs
 
 from sandboxrt.engine.hierarchy import Hierarchy, this_host
+from sandboxrt.engine.loops import backings
 from sandboxrt.engine.remains import find_remains, has_files, has_nothing
 from sandboxrt.host.doctor.findings import Examination, Finding, Kind
 from sandboxrt.host.doctor.snapshots import SnapshotEvidence, snapshot_findings, snapshot_folders
@@ -38,6 +39,7 @@ class _Evidence:
     folders: tuple[str, ...]
     snapshots: SnapshotEvidence
     hierarchy: Hierarchy
+    loops: Mapping[str, str]
 
     def folder(self, row: SandboxRow) -> Path:
         return sandbox_dir(self.recorded.state_dir, row.engine_id)
@@ -88,6 +90,7 @@ def _look(state_dir: Path, hierarchy: Hierarchy) -> tuple[frozenset[str], tuple[
         folders=folders,
         snapshots=SnapshotEvidence(recorded, found_snapshots),
         hierarchy=hierarchy,
+        loops=backings(),
     )
     findings = (
         *unusable,
@@ -215,7 +218,7 @@ def _dead_owners(row: SandboxRow, folder: Path, evidence: _Evidence) -> Iterator
         what = "its owner died while it was " + ("made" if row.status == "provisioning" else "deleted")
         yield Finding(Kind.INTERRUPTED_SANDBOX, what, where, repair="remove what is left of it")
         return
-    remains = find_remains(folder, evidence.recorded.container_id(row.engine_id), evidence.hierarchy)
+    remains = find_remains(folder, evidence.recorded.container_id(row.engine_id), evidence.hierarchy, evidence.loops)
     if row.status in ("ready", "stopped") and not has_files(folder):
         what = f"its files are gone from {folder}"
         if has_nothing(folder):
@@ -245,7 +248,7 @@ def _stray_findings(evidence: _Evidence) -> Iterator[Finding]:
             what = "nothing of a sandbox's has such a name"
             yield Finding(Kind.STRAY_SANDBOX_FOLDER, what, str(folder), advice="look what it is, and move it away")
             continue
-        remains = find_remains(folder, evidence.recorded.container_id(name), evidence.hierarchy)
+        remains = find_remains(folder, evidence.recorded.container_id(name), evidence.hierarchy, evidence.loops)
         what = "no sandbox is recorded for this folder" + (f", which has left {remains}" if remains else "")
         if evidence.recorded.living:
             # One of them might hold it, with a database that was exchanged beneath it.
