@@ -16,9 +16,8 @@ import logging
 import os
 import re
 import shutil
-import signal
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +43,7 @@ from sandboxrt.engine.damage import ensure_clean
 from sandboxrt.engine.disk import DiskTemplates
 from sandboxrt.engine.ext4 import can_keep_back
 from sandboxrt.engine.findings import GUEST_KERNEL_RUNTIMES
+from sandboxrt.engine.holdings import Holdings, holdings_of, records_of
 from sandboxrt.engine.idmap import read_subids, subid_ranges_of
 from sandboxrt.engine.init import INIT_SOURCE, IdMap, InitChannel, build_tool
 from sandboxrt.engine.launch.plan import (
@@ -51,7 +51,6 @@ from sandboxrt.engine.launch.plan import (
     DATA_FOLDER,
     DISK_FD,
     INIT_FD,
-    LOOP_NOTE,
     MAPS_FD,
     LaunchPlan,
     covered_folder,
@@ -59,10 +58,10 @@ from sandboxrt.engine.launch.plan import (
 from sandboxrt.engine.launch.program import Finished, run_launcher
 from sandboxrt.engine.launch.words import how_it_ended, meaning
 from sandboxrt.engine.ledger import DiskLedger
-from sandboxrt.engine.loops import detach_loops_below, wait_detached
+from sandboxrt.engine.loops import detach_loops_below
 from sandboxrt.engine.owners.mover import move_owners
 from sandboxrt.engine.probe import LAUNCH_SOURCE, HostProbe, probe_host
-from sandboxrt.engine.remains import record_folder, records_in
+from sandboxrt.engine.remains import record_folder
 from sandboxrt.engine.remove_tree import remove_tree
 from sandboxrt.engine.requirements import require_isolation, require_runtime
 from sandboxrt.engine.runtime_exec import STDIO_FD, ExecChannel, ExecStrategy, RuntimeExec
@@ -79,91 +78,10 @@ _OOM_SCORE_ADJ = 500
 """Commands go before the init, and before the host's own programs, when memory is short."""
 _LAUNCH_TIMEOUT_S = 20.0
 _READY_TIMEOUT_S = 10.0
-_CLOSE_TIMEOUT_S = 10.0
 _REMOVE_TIMEOUT_S = 60.0
 _CONCURRENT_STARTS = 6
 _LEDGER = RestartPolicy(max_restarts=100, within_s=60.0)
 _LOOP = re.compile(r"^loop (\d+)$", re.MULTILINE)
-
-
-@attrs.define(eq=False)
-class _Remains:
-    """What a container has on the host besides its state folder.
-
-    Attributes:
-        id: The container's.
-        record: The runtime's record of it.
-        cgroups: Its control groups, or ``None``.
-        init: A descriptor of its first process, where known.
-        image: Its disk image, where it has one.
-        loop: Number of the loop device that held the image, where known.
-        leave: Ends what the ledger keeps for its disk.
-    """
-
-    id: str
-    record: Path
-    cgroups: SandboxCgroups | None
-    init: int | None = None
-    image: Path | None = None
-    loop: int | None = None
-    leave: Callable[[], None] | None = None
-
-    async def free(self) -> None:
-        """Kill what is left and free everything. Idempotent.
-
-        Raises:
-            RuntimeError: Something could not be freed in time; it names everything that could not.
-
-        Cancellation: shielded; bounded by 10 s as a whole.
-        """
-        left: list[str] = []
-        if self.leave is not None:
-            self.leave()
-        with trio.CancelScope(shield=True):
-            deadline = trio.current_time() + _CLOSE_TIMEOUT_S
-            steps: list[tuple[str, Callable[[], Awaitable[object]]]] = [
-                ("processes", self._end_processes),
-                ("control groups", self._remove_cgroups),
-                ("loop device", self._wait_detached),
-                ("the runtime's record", self._forget),
-            ]
-            for what, step in steps:
-                if left and step == self._forget:
-                    break  # it is what a later try finds the rest by
-                try:
-                    # Each gets a moment of its own, so that a part that hangs does not leave the others behind.
-                    with trio.fail_at(max(deadline, trio.current_time() + 1)):
-                        await step()
-                except (OSError, trio.TooSlowError) as error:
-                    left.append(f"{what} ({str(error) or 'too slow'})")
-        if left:
-            raise RuntimeError(f"container {self.id} could not be freed in time: {', '.join(left)}")
-
-    async def _end_processes(self) -> None:
-        """The end of pid 1 is the end of its namespace: the kernel reports it after all others are gone."""
-        if self.init is not None:
-            with contextlib.suppress(ProcessLookupError):
-                signal.pidfd_send_signal(self.init, signal.SIGKILL)
-            if self.cgroups is not None:
-                await self.cgroups.thaw()
-            await trio.lowlevel.wait_readable(self.init)
-            os.close(self.init)
-            self.init = None
-        elif self.cgroups is not None:
-            await self.cgroups.kill_all()
-            await self.cgroups.wait_empty()
-
-    async def _remove_cgroups(self) -> None:
-        if self.cgroups is not None:
-            await self.cgroups.remove()
-
-    async def _wait_detached(self) -> None:
-        """The loop device frees itself with the last mount, which the kernel drops after the last process's end."""
-        if self.image is not None and self.loop is not None:
-            await wait_detached(self.image, self.loop)
-
-    async def _forget(self) -> None:
-        await remove_tree(self.record)
 
 
 def _ledger_failed(error: Exception) -> None:
@@ -177,7 +95,7 @@ class OciContainer:
     id: str
     report: IsolationReport
     _channel: InitChannel | ExecChannel
-    _remains: _Remains
+    _remains: Holdings
     _has_guest_kernel: bool
     _spec: ContainerSpec
     _copier: Copier
@@ -320,7 +238,7 @@ class OciEngine:
         strategy = choose_strategy(self.strategy, probe.facts)
         require_isolation(spec, probe.report)
         cgroups = SandboxCgroups(probe.facts.hierarchy, spec.id, self._events) if probe.facts.cgroups.ok else None
-        remains = _Remains(spec.id, record_folder(spec.state_dir, spec.id), cgroups)
+        remains = Holdings(spec.id, record_folder(spec.state_dir, spec.id), cgroups)
         async with self._starts:
             try:
                 channel = await self._start(spec, probe, remains, strategy)
@@ -352,8 +270,8 @@ class OciEngine:
         """See :class:`~sandboxrt.engine.base.Engine`."""
         probe = await self._probe()
         with trio.CancelScope(shield=True):
-            for record in _records(state_dir):
-                remains = _remains_of(record, container_id, probe, self._events)
+            for record in records_of(state_dir):
+                remains = holdings_of(record, container_id, probe.facts.hierarchy, self._events)
                 await remains.free()
                 # Without its number all devices of the machine must be looked at: the launcher did not come so far, or
                 # an older version's did.
@@ -391,7 +309,7 @@ class OciEngine:
         return self._tools
 
     async def _start(
-        self, spec: ContainerSpec, probe: HostProbe, remains: _Remains, strategy: ExecStrategy
+        self, spec: ContainerSpec, probe: HostProbe, remains: Holdings, strategy: ExecStrategy
     ) -> InitChannel | ExecChannel:
         tools = await self._built_tools()
         # The record's folder comes first: its name is what discard finds everything else by.
@@ -425,7 +343,7 @@ class OciEngine:
             return await self._adopt(ours, spec, probe)
         return await self._adopt_held(ours, plan, tools, remains, _id_map(spec, probe))
 
-    async def _enter_disk(self, remains: _Remains) -> None:
+    async def _enter_disk(self, remains: Holdings) -> None:
         """Before anything runs on it, have the ledger say how much of its disk a container may take."""
         if remains.image is None or remains.loop is None:
             return
@@ -438,7 +356,7 @@ class OciEngine:
         )
         remains.leave = functools.partial(self._ledger.leave, account)
 
-    async def _prepare_disk(self, plan: LaunchPlan, remains: _Remains) -> None:
+    async def _prepare_disk(self, plan: LaunchPlan, remains: Holdings) -> None:
         state_dir = plan.spec.state_dir
         if not plan.has_disk:
             (state_dir / DATA_FOLDER).mkdir(mode=0o711, exist_ok=True)
@@ -472,7 +390,7 @@ class OciEngine:
         return channel
 
     async def _adopt_held(
-        self, hold: socket.socket, plan: LaunchPlan, tools: _Tools, remains: _Remains, ids: IdMap
+        self, hold: socket.socket, plan: LaunchPlan, tools: _Tools, remains: Holdings, ids: IdMap
     ) -> ExecChannel:
         """Own the socket that keeps the first process waiting, and start jobs by the runtime's exec."""
         assert remains.init is not None
@@ -492,7 +410,7 @@ class OciEngine:
         return channel
 
 
-async def _launch(tools: _Tools, plan: LaunchPlan, control: int, remains: _Remains) -> Finished:
+async def _launch(tools: _Tools, plan: LaunchPlan, control: int, remains: Holdings) -> Finished:
     with contextlib.ExitStack() as stack:
         fds = {CONTROL_FD: control, INIT_FD: _opened(stack, tools.init, os.O_RDONLY)}
         if remains.image is not None:
@@ -554,28 +472,3 @@ def _start_error(plan: LaunchPlan, done: Finished) -> ResourceCreationError:
         reason = f"it took longer than {_LAUNCH_TIMEOUT_S:.0f} s; {reason}"
     runtime = plan.facts.runtime.label
     return ResourceCreationError(f"{runtime} could not start the sandbox: {reason}", "sandbox", "SandboxConfig")
-
-
-def _records(state_dir: Path) -> list[Path]:
-    """The runtime's records that lie in a sandbox's folder, whosever they are."""
-    return [path for path in records_in(state_dir) if path.is_dir() and not path.is_symlink()]
-
-
-def _remains_of(record: Path, container_id: str, probe: HostProbe, events: CgroupEvents | None) -> _Remains:
-    """What a record stands for: the container of that id, or of any other nothing but itself and its disk."""
-    is_ours = record == record_folder(record.parent, container_id) and probe.facts.hierarchy.usable
-    image = record.parent / DISK_IMAGE
-    return _Remains(
-        container_id,
-        record,
-        SandboxCgroups(probe.facts.hierarchy, container_id, events) if is_ours else None,
-        image=image if image.exists() else None,
-        loop=_noted_loop(record),
-    )
-
-
-def _noted_loop(record: Path) -> int | None:
-    try:
-        return int((record / LOOP_NOTE).read_text())
-    except (OSError, ValueError):
-        return None
