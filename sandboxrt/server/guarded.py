@@ -8,6 +8,8 @@ What the guards are for, each measured with hypercorn 0.18 on trio:
   and can be cancelled; a connection whose send was cut short is dropped, for half a frame cannot be taken back.
 * A connection whose application had answered before it had read the whole request could wait for ever. Here what is
   left of a closed connection is ended after a while.
+* A peer that hangs while its kernel goes on to answer kept its commands and tunnels for ever. Here WebSockets that are
+  silent are pinged, and dropped when that is not answered again and again.
 * Request headers that never end, peers that vanish without a word, and more connections than there is room for.
 
 HTTP/2 is not offered: no client of this protocol speaks it.
@@ -32,13 +34,14 @@ from hypercorn.events import Closed, Event, RawData, Updated
 from hypercorn.protocol.events import EndBody
 from hypercorn.protocol.events import Event as StreamEvent
 from hypercorn.protocol.h11 import H11Protocol, H11WSConnection
-from hypercorn.protocol.ws_stream import WSStream
+from hypercorn.protocol.ws_stream import ASGIWebsocketState, WSStream
 from hypercorn.trio.task_group import TaskGroup
 from hypercorn.trio.tcp_server import TCPServer
 from hypercorn.trio.worker_context import WorkerContext
 from hypercorn.typing import AppWrapper, ConnectionState
 from hypercorn.utils import parse_socket_addr, wrap_app
 from starlette.types import ASGIApp
+from wsproto.events import Ping
 
 from sandboxrt.gateway.front import Front, GoneError
 from sandboxrt.host.descriptors import open_limit, raise_limit
@@ -81,6 +84,8 @@ class ConnectionLimits:
         idle_s: How long a connection may stay open without a request.
         send_stall_s: How long a peer may take nothing of what it is sent.
         vanished_s: After how long the kernel gives up a peer that does not answer at all.
+        ping_s: After how long without a word from a WebSocket's peer it is sent a ping.
+        max_pings: How many in succession may be unanswered; after as many the connection is dropped.
         linger_s: What an application is given to end after its connection was closed.
         drain_s: What all are given to end when the server stops.
     """
@@ -92,6 +97,8 @@ class ConnectionLimits:
     idle_s: float = 75.0
     send_stall_s: float = 60.0
     vanished_s: float = 60.0
+    ping_s: float = 30.0
+    max_pings: int = 4
     linger_s: float = 30.0
     drain_s: float = 10.0
 
@@ -229,6 +236,8 @@ class _Http11(H11Protocol):
                 method=request.method, headers=headers, target=request.target, http_version=request.http_version
             )
         await super()._create_stream(request)
+        if isinstance(self.stream, WSStream):
+            self.task_group.spawn(self.guard.ping, self.stream)
 
     async def _step_aside(self, side_door: SideDoor, connection: h11.Connection, request: h11.Request) -> None:
         """Leave the connection to the side door for one request; it reads and sends by itself meanwhile."""
@@ -281,6 +290,9 @@ class _Connection(TCPServer):
         self._idle = True
         self._dropped = False
         self._unheard = False
+        self._pinging = trio.CancelScope()
+        self._spoke = False
+        """Whether anything came from the peer since somebody looked."""
         self._in_a_row = 0
 
     async def run(self) -> None:
@@ -366,6 +378,25 @@ class _Connection(TCPServer):
             if locked:
                 self.send_lock.release()
 
+    async def ping(self, stream: WSStream) -> None:
+        """Ask a WebSocket's peer for a sign of life while it says nothing; drop one that gives none, time after time.
+
+        Counted in pings that were sent, so that a pause of this server itself is not held against anybody.
+        """
+        unanswered = 0
+        with self._pinging:
+            while not stream.closed and not self._dropped:
+                self._spoke = False
+                await trio.sleep(self._limits.ping_s)
+                if self._spoke or stream.state is not ASGIWebsocketState.CONNECTED:
+                    unanswered = 0
+                    continue
+                if unanswered >= self._limits.max_pings:
+                    self._drop()
+                    return
+                await stream._send_wsproto_event(Ping())
+                unanswered += 1
+
     async def read_aside(self) -> bytes:
         """The next bytes, for a side door; the reader waits for it meanwhile."""
         try:
@@ -389,6 +420,7 @@ class _Connection(TCPServer):
                 break
             if scope.cancelled_caught:
                 break
+            self._spoke = True
             await self.protocol.handle(RawData(bytes(data)))
             if not data:
                 break
@@ -401,6 +433,7 @@ class _Connection(TCPServer):
     async def _end(self) -> None:
         """Tell the application that its peer is gone; then it has a while to end."""
         self._scope.deadline = min(self._scope.deadline, trio.current_time() + self._limits.linger_s)
+        self._pinging.cancel()
         await self.idle_task.stop()
         await self.protocol.handle(Closed())
 
