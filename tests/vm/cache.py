@@ -73,29 +73,21 @@ class Cache:
         """
         self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         place = self.folder / f"{name}-{key}"
-        with _locked(place, fcntl.LOCK_EX) as lock:
-            if not self._is_sound(place):
-                self._build(place, build)
+        # Any number may use an entry; who builds it is alone with it, and looks again when the others are gone.
+        with _locked(place, fcntl.LOCK_SH) as lock:
+            while not _is_sound(place):
+                fcntl.flock(lock, fcntl.LOCK_EX)
+                if not _is_sound(place):
+                    self._build(place, build)
+                fcntl.flock(lock, fcntl.LOCK_SH)
             os.utime(place)
-            # A writer that becomes a reader: others may use the entry too, and nobody may remove it.
-            fcntl.flock(lock, fcntl.LOCK_SH)
             self.trim()
             yield place
 
-    def _is_sound(self, place: Path) -> bool:
-        if not place.exists():
-            return False
-        try:
-            manifest = json.loads((place / _MANIFEST).read_text())
-            sound = manifest == _digests(place)
-        except (OSError, ValueError):
-            sound = False
-        if not sound:
-            self.say(f"{place.name} in the cache is damaged; making it again")
-            shutil.rmtree(place)
-        return sound
-
     def _build(self, place: Path, build: Callable[[Path], None]) -> None:
+        if place.exists():
+            self.say(f"{place.name} in the cache is damaged")
+            shutil.rmtree(place)
         self.say(f"making {place.name} for the cache")
         building = place.with_suffix(".building")
         if building.exists():  # of a run that was killed: we have the lock, so nobody is at it
@@ -122,6 +114,13 @@ class Cache:
                 total -= _bytes_of(place)
                 self.say(f"removing {place.name} from the cache, which is full")
                 shutil.rmtree(place)
+
+
+def _is_sound(place: Path) -> bool:
+    try:
+        return bool(json.loads((place / _MANIFEST).read_text()) == _digests(place))
+    except (OSError, ValueError):
+        return False
 
 
 def _last_use(place: Path) -> float:

@@ -74,6 +74,8 @@ class Machine:
                 process.kill()
                 output, _ = process.communicate()
                 code = None
+            finally:
+                process.kill()  # where the run was told to end meanwhile
         return Outcome(code, output.decode(errors="replace"), time.monotonic() - began)
 
     def push(self, tree: Path, target: str, *, user: str = "root") -> None:

@@ -110,6 +110,8 @@ def test_what_another_process_uses_stays(tmp_path: Path) -> None:
         cache = Cache(tmp_path, MIB, lambda text: None)
         with cache.entry("system", "new", builder(b"small")):
             assert names(cache) == {"system-held", "system-new"}
+            with cache.entry("system", "held", builder(b"not built")) as place:
+                assert (place / "image").stat().st_size == 2 * MIB
         over.set()
         other.join(60)
         with cache.entry("system", "new", builder(b"small")):
