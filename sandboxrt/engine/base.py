@@ -317,7 +317,10 @@ class Process(Protocol):
         ...
 
     async def wait(self) -> ExitStatus:
-        """Wait until the leader was reaped. If the whole container died first: signal 9."""
+        """Wait until the leader was reaped. If the whole container died first: signal 9.
+
+        What it had written can be read then without waiting; where that comes over a relay, somebody has to be reading.
+        """
         ...
 
     async def wait_tree(self) -> None:

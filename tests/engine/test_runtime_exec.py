@@ -150,6 +150,23 @@ async def test_a_slow_reader_holds_a_bounded_amount_and_loses_nothing(container:
     await process.aclose()
 
 
+async def test_an_exit_comes_behind_what_its_leader_wrote(container: OciContainer) -> None:
+    """Also where the relay may not send it all at once, and another process keeps the pipes open."""
+    size = (1 << 20) + 40_000
+    process = await container.spawn(spec_of(f"sleep 100 & head -c {size} /dev/zero; echo err >&2; exit 7", stdin=False))
+    assert process.stderr is not None
+    try:
+        with trio.move_on_after(1):
+            await process.wait()
+        got = len(await process.stdout.receive_some(500_000))
+        with trio.fail_after(20):
+            assert (await process.wait()).code == 7
+        assert got + len(process.stdout._data) == size  # type: ignore[attr-defined]
+        assert await process.stderr.receive_some() == b"err\n"
+    finally:
+        await process.aclose()
+
+
 async def test_input_waits_for_the_reader_and_orders_do_not(container: OciContainer) -> None:
     process = await container.spawn(spec_of("exec sleep 100"))
     assert process.stdin is not None

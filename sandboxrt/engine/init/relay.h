@@ -52,6 +52,7 @@ static char frame_data[FRAME_BYTES];
 static struct {
     pid_t leader; /* not reaped yet; 0 for none */
     int has_terminal, has_ended;
+    int is_exit_due, status; /* the leader was reaped, and the host does not know yet */
     char terminal[32]; /* the name of one that we lead the session of, and make the signals for; else empty */
     int input; /* where input goes, or -1 */
     char pending[INPUT_WINDOW];
@@ -59,6 +60,7 @@ static struct {
     struct {
         int fd; /* -1 after its end */
         int64_t credit;
+        int64_t owed; /* bytes that the leader, or another, had written when it ended */
     } output[STREAMS];
 } session = {.input = -1, .output = {{.fd = -1}, {.fd = -1}}};
 
@@ -268,6 +270,7 @@ static void pass_output(int stream)
         return;
     if (n > 0) {
         session.output[stream].credit -= n;
+        session.output[stream].owed -= n;
         say(FRAME_OUTPUT, stream, 0, data, (uint32_t)n);
         return;
     }
@@ -326,6 +329,26 @@ static void hang_up(void)
     drop_input();
 }
 
+static int waiting_in(int fd)
+{
+    int size = 0;
+
+    return fd >= 0 && ioctl(fd, FIONREAD, &size) == 0 ? size : 0;
+}
+
+/* The host takes an exit for the end of what the leader had to say. So whatever was in the pipes when it was reaped goes
+   before, as credit allows; what others write on and on does not hold it up. */
+static void say_exit_when_due(void)
+{
+    if (!session.is_exit_due)
+        return;
+    for (int i = 0; i < STREAMS; i++)
+        if (session.output[i].fd >= 0 && session.output[i].owed > 0)
+            return;
+    session.is_exit_due = 0;
+    say(FRAME_EXITED, session.status, 0, NULL, 0);
+}
+
 static void reap_leader(void)
 {
     struct signalfd_siginfo info;
@@ -339,7 +362,10 @@ static void reap_leader(void)
             session.leader = 0;
             if (session.terminal[0])
                 hang_up();
-            say(FRAME_EXITED, status, 0, NULL, 0);
+            session.is_exit_due = 1;
+            session.status = status;
+            for (int i = 0; i < STREAMS; i++)
+                session.output[i].owed = waiting_in(session.output[i].fd);
         }
 }
 
@@ -376,6 +402,7 @@ static _Noreturn void carry(void)
             }
             obey(&head);
         }
+        say_exit_when_due();
     }
 }
 
