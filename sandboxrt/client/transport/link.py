@@ -24,7 +24,6 @@ import secrets
 from collections import deque
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
-from http import HTTPStatus
 from typing import TypeAlias
 
 import attrs
@@ -32,9 +31,10 @@ import trio
 
 from sandboxrt.actors import raising_plainly
 from sandboxrt.client.transport.input import InputLog
-from sandboxrt.client.transport.websocket import RefusedSocketError, Socket, TooBigMessageError
+from sandboxrt.client.transport.websocket import Socket, TooBigMessageError
 from sandboxrt.errors import (
     CommandInterruptedError,
+    ResourceNotFoundError,
     SandboxClientError,
     SandboxConnectionError,
     SandboxOperationError,
@@ -268,6 +268,11 @@ class CommandLink:
                 continue
             except (_StalledError, _StaleError):
                 continue
+            except ResourceNotFoundError as error:
+                if not self._started:
+                    raise
+                message = f"Command {self._command_id} ended with its sandbox: {error}"
+                raise CommandInterruptedError(message, "command", "SandboxDeleted") from error
             except SandboxConnectionError as error:
                 if budget.cancelled_caught:
                     raise
@@ -499,7 +504,8 @@ class CommandLink:
 
     def _patience(self, error: SandboxConnectionError) -> float:
         """How long to wait before the next attempt; raises when there shall be none."""
-        self._raise_what_stays(error)
+        if isinstance(error, TooBigMessageError) and not self._started:
+            raise SandboxOperationError(COMMAND_TOO_LONG, "command", "CommandError") from error
         self._losses += 1
         if not self._started:
             retryable = isinstance(error, SandboxRetryableConnectionError) or self._said
@@ -517,19 +523,6 @@ class CommandLink:
         if isinstance(error, SandboxServerReloadError) and self._unsteady == 1:
             return 0.0
         return reattach_delay(max(self._losses, self._unsteady))
-
-    def _raise_what_stays(self, error: SandboxConnectionError) -> None:
-        """Raise what no further attempt would change."""
-        if isinstance(error, TooBigMessageError) and not self._started:
-            raise SandboxOperationError(COMMAND_TOO_LONG, "command", "CommandError") from error
-        if not self._started or not isinstance(error, RefusedSocketError) or not error.said:
-            return
-        if error.status == HTTPStatus.NOT_FOUND:
-            raise CommandInterruptedError(
-                f"Command {self._command_id} ended with its sandbox: {error.said}", "command", "SandboxDeleted"
-            ) from error
-        if error.status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
-            raise error
 
     def _in_vain(self, error: SandboxConnectionError) -> SandboxConnectionError:
         """The error of a first attachment that did not come about."""

@@ -37,7 +37,7 @@ from sandboxrt.protocol.backoff import retry_after
 from sandboxrt.protocol.rest_errors import parse_error
 from sandboxrt.sockets import send_at_once
 
-__all__ = ["RefusedSocketError", "Socket", "SocketLimits", "TooBigMessageError", "open_socket", "socket_url"]
+__all__ = ["Socket", "SocketLimits", "TooBigMessageError", "open_socket", "socket_url"]
 
 _Stream: TypeAlias = trio.SocketStream | trio.SSLStream[trio.SocketStream]
 
@@ -53,20 +53,6 @@ _MAX_CLOSE_S = 10.0
 
 # Refused handshakes and broken connections are told to the caller; the library's own words about them are not needed.
 logging.getLogger("trio-websocket").setLevel(logging.CRITICAL)
-
-
-class RefusedSocketError(SandboxConnectionError):
-    """The server answered the handshake with a refusal.
-
-    Attributes:
-        status: The HTTP status.
-        said: The server's own words for it; empty where what answered need not have been a sandbox server.
-    """
-
-    def __init__(self, message: str, status: int, said: str) -> None:
-        super().__init__(message)
-        self.status = status
-        self.said = said
 
 
 class TooBigMessageError(SandboxConnectionError):
@@ -364,7 +350,7 @@ def _refused(refusal: trio_websocket.ConnectionRejected) -> SandboxClientError:
         return SandboxRetryableConnectionError(text, retry_after(None if after is None else after.decode("latin-1")))
     if status == 404 and not said:
         text = "The server does not support WebSocket command execution (HTTP 404)"
-    return RefusedSocketError(text, status, said)
+    return SandboxConnectionError(text)
 
 
 def _lost(closed: trio_websocket.ConnectionClosed) -> SandboxConnectionError:
