@@ -21,6 +21,7 @@ __all__ = [
     "connect",
     "migrate",
     "naming",
+    "refuse_half_restored",
     "run_blocking",
     "transaction",
     "with_room",
@@ -198,11 +199,7 @@ SCHEMA_VERSION: Final = len(_MIGRATIONS)
 
 def connect(path: Path) -> sqlite3.Connection:
     """Open the database file, made where it is missing, for use by one thread at a time."""
-    if (path.parent / RESTORE_MARK).exists():
-        raise SandboxClientError(
-            f"{path.parent} is half restored: the backup was not put back to its end. Remove the folder, then restore "
-            "again"
-        )
+    refuse_half_restored(path.parent)
     # SQLite makes the file with the process's umask; the environment of sandboxes in it is nobody else's business.
     # A file that is there must not be opened for that: the close would drop the locks of this process's other
     # connections to it, and then another process takes itself for the last one and removes the log beneath them.
@@ -226,6 +223,19 @@ def connect(path: Path) -> sqlite3.Connection:
         db.close()
         raise
     return db
+
+
+def refuse_half_restored(state_dir: Path) -> None:
+    """Refuse a folder into which a backup was not put back to its end.
+
+    Raises:
+        SandboxClientError: It is such a folder.
+    """
+    if (state_dir / RESTORE_MARK).exists():
+        raise SandboxClientError(
+            f"{state_dir} is half restored: the backup was not put back to its end. Remove the folder, then restore "
+            "again"
+        )
 
 
 def migrate(db: sqlite3.Connection, state_dir: Path) -> None:

@@ -18,7 +18,7 @@ from urllib.parse import quote
 import attrs
 
 from sandboxrt.errors import SandboxClientError
-from sandboxrt.store.database import SCHEMA_VERSION, connect, migrate, naming
+from sandboxrt.store.database import SCHEMA_VERSION, connect, migrate, naming, refuse_half_restored
 from sandboxrt.store.identity import container_id, find_identity
 from sandboxrt.store.owners import OwnerLock
 from sandboxrt.store.rows import SandboxRow, SnapshotRow, one_snapshot, select_sandboxes
@@ -113,16 +113,22 @@ class Recorded:
         return self.version is not None and self.version <= SCHEMA_VERSION and not self.damage
 
 
-def read_state(state_dir: Path) -> Recorded:
+def read_state(state_dir: Path, *, half_restored: bool = False) -> Recorded:
     """Read a state folder without changing anything in it. Blocking.
 
     The rows of an older schema are read as the newest has them.
+
+    Args:
+        state_dir: The folder.
+        half_restored: Also one into which a backup is being put back.
 
     Raises:
         SandboxClientError: There is no such folder, it is none, or it may not be read; the message says which.
     """
     with naming(state_dir):
         _check_folder(state_dir)
+        if not half_restored:
+            refuse_half_restored(state_dir)
         before = living_owners(state_dir)
         with tempfile.TemporaryDirectory(prefix="sandboxrt-doctor-") as name:
             copy = Path(name, _DATABASE)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import fcntl
 import json
 import os
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Final
 
 from sandboxrt.models import SandboxOwner
+from sandboxrt.store.forks import keep_from_children, now_closed
 
 __all__ = ["OwnerLock"]
 
@@ -20,12 +20,10 @@ _MAX_BYTES: Final = 4096
 class OwnerLock:
     """A locked file that says: this owner lives. Nothing but the death or close of its holder frees it."""
 
-    _held: Final[set[int]] = set()
-
     def __init__(self, path: Path, descriptor: int) -> None:
         self.path = path
         self._descriptor: int | None = descriptor
-        self._held.add(descriptor)
+        keep_from_children(descriptor)
 
     @classmethod
     def create(cls, path: Path) -> OwnerLock:
@@ -93,23 +91,12 @@ class OwnerLock:
             return
         if forget:
             self.path.unlink(missing_ok=True)
-        self._held.discard(self._descriptor)
+        now_closed(self._descriptor)
         os.close(self._descriptor)
         self._descriptor = None
-
-    @classmethod
-    def _close_in_child(cls) -> None:
-        # A forked child shares the open file, and would keep its parent "alive" after the parent's death.
-        for descriptor in cls._held:
-            with contextlib.suppress(OSError):
-                os.close(descriptor)
-        cls._held.clear()
 
 
 def _program() -> str:
     """What this process runs, in a word."""
     path = Path(sys.argv[0] if sys.argv else "")
     return (path.parent.name if path.name == "__main__.py" else path.name) or "python"
-
-
-os.register_at_fork(after_in_child=OwnerLock._close_in_child)

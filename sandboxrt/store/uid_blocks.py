@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Final
 
 from sandboxrt.errors import SandboxClientError
+from sandboxrt.store.forks import keep_from_children, now_closed
 
 __all__ = ["REGISTRY", "UidBlocks"]
 
@@ -29,8 +30,6 @@ REGISTRY: Final = Path("/run/sandboxrt/uid-blocks")
 
 class UidBlocks:
     """The blocks that one owner holds; of an ordinary user, whose sandboxes share the user's own ids, all and none."""
-
-    _open: Final[set[int]] = set()
 
     def __init__(self, registry: Path | None) -> None:
         """Nothing is opened before the first block is held.
@@ -57,7 +56,7 @@ class UidBlocks:
             return True
         if self._descriptor is None:
             self._descriptor = _opened(self._registry)
-            self._open.add(self._descriptor)
+            keep_from_children(self._descriptor)
         try:
             _lock(self._descriptor, fcntl.F_WRLCK, block)
         except OSError as error:
@@ -81,17 +80,9 @@ class UidBlocks:
         """Hold none. Idempotent."""
         self._held.clear()
         if self._descriptor is not None:
-            self._open.discard(self._descriptor)
+            now_closed(self._descriptor)
             os.close(self._descriptor)
             self._descriptor = None
-
-    @classmethod
-    def _close_in_child(cls) -> None:
-        # A forked child shares the locks, and would keep them after its parent's death.
-        for descriptor in cls._open:
-            with contextlib.suppress(OSError):
-                os.close(descriptor)
-        cls._open.clear()
 
 
 def _opened(registry: Path) -> int:
@@ -113,6 +104,3 @@ def _opened(registry: Path) -> int:
 def _lock(descriptor: int, kind: int, block: int) -> None:
     # struct flock of a 64-bit kernel: type, whence, start, length, and a process id that must be 0.
     fcntl.fcntl(descriptor, fcntl.F_OFD_SETLK, struct.pack("hhqqi4x", kind, os.SEEK_SET, block, 1, 0))
-
-
-os.register_at_fork(after_in_child=UidBlocks._close_in_child)

@@ -31,6 +31,7 @@ from sandboxrt.models import Limits
 from sandboxrt.protocol.registries import CreateRegistry
 from sandboxrt.snapshots.content import ImageConfig, SnapshotContent
 from sandboxrt.store import SCHEMA_VERSION, KeyRecords, RegistryRecords, Store
+from sandboxrt.store.examine import read_state
 from tests.snapshots.conftest import small_disk
 
 BLOCKS = os.urandom(3_000_000)
@@ -301,6 +302,11 @@ async def test_a_restore_that_is_killed(tmp_path: Path, whole: Path) -> None:
     with pytest.raises(SandboxClientError, match=r"half restored.*restore again"):
         async with Store.open(tmp_path / "other"):
             raise AssertionError("half of a state folder was used")
+    for use in (lambda: examine(tmp_path / "other"), lambda: read_state(tmp_path / "other")):
+        with pytest.raises(SandboxClientError, match="half restored"):
+            use()
+    with pytest.raises(SandboxClientError, match="half restored"):
+        await back_up(tmp_path / "other", tmp_path / "b.backup")
 
 
 async def test_a_damaged_folder_is_not_backed_up(folder: Path, tmp_path: Path) -> None:

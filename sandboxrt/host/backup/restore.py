@@ -104,7 +104,7 @@ def _finish(state_dir: Path, contents: Contents) -> None:
     database.chmod(0o600)
     with contextlib.closing(sqlite3.connect(database, isolation_level=None)) as db:
         _put_off(db, contents.made_at)
-    recorded = read_state(state_dir)
+    recorded = read_state(state_dir, half_restored=True)
     if not recorded.is_readable or recorded.unreadable or recorded.dangling:
         raise SandboxClientError("The database of the backup is damaged")
     known = {row.engine_id for row in recorded.sandboxes}

@@ -229,6 +229,8 @@ def _dead_owners(row: SandboxRow, folder: Path, evidence: _Evidence) -> Iterator
             yield Finding(Kind.SANDBOX_FILES_MISSING, what, where, advice=advice)
     elif row.status == "ready":
         left = f"; it has left {remains}" if remains else ""
+        if evidence.recorded.identity is None:
+            left += "; nothing here is its own: the folder is a copy or was restored, or the machine was restarted"
         repair = "free what it left and make it 'stopped', with its files as they are"
         yield Finding(
             Kind.ABANDONED_SANDBOX, f"it is recorded as running, and its owner is dead{left}", where, repair=repair
