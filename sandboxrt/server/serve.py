@@ -35,6 +35,7 @@ from sandboxrt.protocol.service_urls import ServiceSite
 from sandboxrt.server.app import App, AppSettings
 from sandboxrt.server.auth import Authenticator, EveryoneIsDefault, KeyAuthenticator
 from sandboxrt.server.guarded import ConnectionLimits, serve_connections
+from sandboxrt.server.memory import Memory
 from sandboxrt.server.snapshots import HOST_SNAPSHOT
 from sandboxrt.store import KeyRecords, LinkKeys, Store
 from sandboxrt.store.serving import ServingLock
@@ -221,6 +222,7 @@ async def _serving(
             # Not cancelled with the caller: what is under way is given its while, and that is bounded.
             with trio.CancelScope(shield=True):
                 await nursery.start(serve)
+            nursery.start_soon(Memory().run)
             try:
                 yield
             finally:
