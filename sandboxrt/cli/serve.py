@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import signal
@@ -20,10 +21,11 @@ from sandboxrt.models import DEFAULT_LIMITS, Quota
 from sandboxrt.protocol.rest_wire import Ceilings
 from sandboxrt.server.app import AppSettings
 from sandboxrt.server.limits import KeyLimits
-from sandboxrt.server.serve import ServerSettings, open_server
+from sandboxrt.server.serve import RunningServer, ServerSettings, open_server
 
 __all__ = ["serve"]
 
+_log = logging.getLogger("sandboxrt.server")
 _CEILINGS = Ceilings()
 _KEYS = KeyLimits()
 _HOST = HostConfig()
@@ -157,12 +159,31 @@ def serve(
 
 
 async def _serve(settings: ServerSettings) -> None:
-    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
         async with open_server(settings) as server:
-            click.echo(f"sandboxrt serves {server.url}", err=True)
+            _say(f"sandboxrt serves {server.url}")
             async for number in signals:
-                click.echo(f"sandboxrt stops ({signal.Signals(number).name})", err=True)
+                if number == signal.SIGHUP:
+                    await _reload(server)
+                    continue
+                _say(f"sandboxrt stops ({signal.Signals(number).name})")
                 return
+
+
+async def _reload(server: RunningServer) -> None:
+    """For who sends SIGHUP, and for the end of the terminal that the server was started from, which sends it, too."""
+    try:
+        await server.reload()
+    except SandboxClientError as error:
+        _log.error("nothing was reloaded: %s", error)
+    else:
+        _say("sandboxrt reloaded its certificate and keys (SIGHUP)")
+
+
+def _say(text: str) -> None:
+    """On standard error, where anybody is there to read it."""
+    with contextlib.suppress(OSError):
+        click.echo(text, err=True)
 
 
 class _JsonLines(logging.Formatter):

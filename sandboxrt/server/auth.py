@@ -46,6 +46,10 @@ class Authenticator(Protocol):
         """Who it is. Raises ``SandboxAuthenticationError``."""
         ...
 
+    def forget(self) -> None:
+        """Believe nobody without asking again."""
+        ...
+
 
 class EveryoneIsDefault:
     """No keys: everyone on this machine is the default tenant, but no web page that a browser on it shows.
@@ -73,6 +77,9 @@ class EveryoneIsDefault:
             if foreign or (lower == b"origin" and not self._is_ours(value)):
                 raise SandboxAuthenticationError("This server has no keys and answers no web pages of others")
         return Tenant(DEFAULT_TENANT, "")
+
+    def forget(self) -> None:
+        """Nobody is remembered."""
 
     def _is_ours(self, url: bytes, *, below: bool = False) -> bool:
         """Whether its name is one of this machine; ``below``: or below ``localhost``, where services have theirs."""
@@ -115,6 +122,10 @@ class KeyAuthenticator:
             while len(self._known) > _REMEMBERED:
                 self._known.popitem(last=False)
         return Tenant(key.tenant_id, key.id, key.quota)
+
+    def forget(self) -> None:
+        """Ask for every key again: one that was revoked is refused from now on."""
+        self._known.clear()
 
 
 def _key_of(headers: Iterable[tuple[bytes, bytes]]) -> str:

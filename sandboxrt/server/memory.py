@@ -9,6 +9,7 @@ Source: ours; the figures are those of ``mallinfo2`` (glibc 2.33 and later).
 from __future__ import annotations
 
 import ctypes
+import resource
 from typing import Final
 
 import attrs
@@ -31,8 +32,8 @@ class _Mallinfo2(ctypes.Structure):
 class Memory:
     """Looks now and then how much is free, and gives it back when that has become much more."""
 
-    _least_free: int = 0
-    """The least that was free since the last time; what was free then is given back already."""
+    _least_bytes: int | None = None
+    """The least that this process took since memory was given back; more than that may be worth it again."""
 
     async def run(self) -> None:
         """Look for ever; returns at once where this C library has nothing to look at."""
@@ -47,8 +48,15 @@ class Memory:
     def look(self, library: ctypes.CDLL) -> None:
         """Give back what is free if that is worth it. Blocking."""
         library.mallinfo2.restype = _Mallinfo2
-        free = int(library.mallinfo2().fordblks)
-        self._least_free = min(self._least_free, free)
-        if free - self._least_free >= _WORTH_BYTES:
+        free, resident = int(library.mallinfo2().fordblks), _resident_bytes()
+        if self._least_bytes is None:
+            self._least_bytes = resident
+        self._least_bytes = min(self._least_bytes, resident)
+        if min(free, resident - self._least_bytes) >= _WORTH_BYTES:
             library.malloc_trim(ctypes.c_size_t(0))
-            self._least_free = free
+            self._least_bytes = _resident_bytes()
+
+
+def _resident_bytes() -> int:
+    with open("/proc/self/statm", encoding="ascii") as numbers:
+        return int(numbers.read().split()[1]) * resource.getpagesize()

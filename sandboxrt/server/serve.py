@@ -149,6 +149,28 @@ class RunningServer:
     port: int
     app: App
     stopping: trio.Event
+    _settings: ServerSettings
+    _tls: ssl.SSLContext | None
+    _authenticator: Authenticator
+
+    async def reload(self) -> None:
+        """Read again what may have changed in files: the certificate and its key; and ask for API keys anew.
+
+        Connections that are open are not touched. What else a server is told changes with its next start.
+
+        Raises:
+            SandboxClientError: The new certificate or key cannot be used; the old ones still are.
+        """
+        self._authenticator.forget()
+        if self._tls is None:
+            return
+
+        def load(context: ssl.SSLContext | None) -> None:
+            # First into a context of its own: half of a pair that does not fit would be worse than the old one.
+            if _tls(self._settings) is not None and context is not None:
+                context.load_cert_chain(str(self._settings.certificate), str(self._settings.private_key))
+
+        await trio.to_thread.run_sync(load, self._tls)
 
 
 @contextlib.asynccontextmanager
@@ -195,7 +217,7 @@ async def open_server(
         await stack.enter_async_context(_serving(app, listeners, settings.connections, tls))
         serving.announce(url)
         await _tell_of_others(store)
-        yield RunningServer(url, port, app, app.stopping)
+        yield RunningServer(url, port, app, app.stopping, settings, tls, authenticator)
 
 
 @contextlib.asynccontextmanager

@@ -2,6 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
+import re
+import signal
+import subprocess
+import sys
+import termios
 import time
 from pathlib import Path
 
@@ -115,3 +122,36 @@ def test_a_stream_of_our_client_whose_server_dies(tmp_path: Path) -> None:
             assert client.get("/boxes/box").json()["status"] == "stopped"
             assert client.delete("/boxes/box").status_code == 204
             assert again.stop() == 0
+
+
+def test_a_hangup_reloads_and_a_terminal_that_ends_ends_nothing(tmp_path: Path) -> None:
+    """As ``sandboxrt serve &`` in a terminal that is closed: it gets SIGHUP, and has nobody to speak to any more."""
+    master, slave = os.openpty()
+    command = [sys.executable, "-m", "sandboxrt", "serve", "--port", "0", "--insecure-no-auth"]
+    with assert_nothing_left():
+        process = subprocess.Popen(
+            [*command, "--state-dir", str(tmp_path / "state")],
+            stdin=slave,
+            stdout=slave,
+            stderr=slave,
+            start_new_session=True,
+            preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+        )
+        os.close(slave)
+        try:
+            told = b""
+            while not (found := re.search(rb"sandboxrt serves (\S+)", told)):
+                told += os.read(master, 4096)
+            url = found[1].decode()
+            process.send_signal(signal.SIGHUP)
+            while b"reloaded" not in told:
+                told += os.read(master, 4096)
+            assert httpx.get(f"{url}/healthz", timeout=20).status_code == 200
+            os.close(master)
+            time.sleep(0.5)
+            assert httpx.get(f"{url}/healthz", timeout=20).status_code == 200
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(60) == 0
+        finally:
+            process.kill()
+            process.wait()

@@ -11,7 +11,7 @@ import trio
 
 from sandboxrt import AsyncSandboxClient
 from sandboxrt.client.transport.websocket import SocketLimits, open_socket, socket_url
-from sandboxrt.errors import SandboxConnectionError
+from sandboxrt.errors import SandboxClientError, SandboxConnectionError
 from sandboxrt.host.config import HostConfig
 from sandboxrt.server.app import AppSettings
 from sandboxrt.server.guarded import ConnectionLimits
@@ -23,7 +23,10 @@ from sandboxrt.testing.state import memory_state
 
 @pytest.fixture(scope="module")
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    folder = tmp_path_factory.mktemp("tls")
+    return make_certificate(tmp_path_factory.mktemp("tls"))
+
+
+def make_certificate(folder: Path) -> tuple[Path, Path]:
     found = folder / "server.pem", folder / "server.key"
     subprocess.run(
         ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2",
@@ -62,3 +65,35 @@ async def test_https_and_wss(tmp_path: Path, certificate: tuple[Path, Path], mon
             with trio.fail_after(30), pytest.raises(SandboxConnectionError, match=r"(?i)certificate"):
                 async with open_socket(socket, {}, SocketLimits(), ssl.create_default_context()):
                     pass
+
+
+async def test_a_renewed_certificate_is_read_while_it_serves(tmp_path: Path) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    pairs = []
+    for folder in (first, second):
+        folder.mkdir()
+        pairs.append(make_certificate(folder))
+    certificate, key = pairs[0]
+    settings = ServerSettings(
+        port=0,
+        certificate=certificate,
+        private_key=key,
+        host=HostConfig(state_dir=tmp_path / "state"),
+        connections=ConnectionLimits(drain_s=1.0, linger_s=1.0),
+    )
+
+    async def shown(port: int) -> str:
+        found = await trio.to_thread.run_sync(ssl.get_server_certificate, ("127.0.0.1", port))
+        return found.strip()
+
+    old, new = certificate.read_text().strip(), pairs[1][0].read_text().strip()
+    async with FakeEngine() as engine, open_server(settings, engine=engine, state=memory_state()) as server:
+        assert await shown(server.port) == old
+        # Half of a pair: nothing changes.
+        certificate.write_text(new)
+        with pytest.raises(SandboxClientError, match=r"first/server\.pem"):
+            await server.reload()
+        assert await shown(server.port) == old
+        key.write_text(pairs[1][1].read_text())
+        await server.reload()
+        assert await shown(server.port) == new
