@@ -269,11 +269,17 @@ class AsyncSandboxClient:
         info = await owner.transport.with_headers(headers).wait_for_sandbox(name, timeout, poll_interval)
         return AsyncSandbox(owner, info, auto_delete=False)
 
-    async def list_sandboxes(self, *, headers: Mapping[str, str] | None = None) -> list[AsyncSandbox]:
+    async def list_sandboxes(
+        self, *, elsewhere: bool = False, headers: Mapping[str, str] | None = None
+    ) -> list[AsyncSandbox]:
         """Every sandbox; of a server page by page, 2,000 pages at most.
 
-        Embedded: those of all clients that share this one's host, and then those of other processes that use the same
-        ``state_dir``; these have an ``owner``, and can only be used there.
+        Embedded: those of all clients that share this one's host.
+
+        Args:
+            elsewhere: Embedded: then also those of other processes that use the same ``state_dir``. They have an
+                ``owner``, and can only be used there.
+            headers: For a server.
 
         Raises:
             SandboxAPIError: The server's pages do not come to an end, or repeat themselves.
@@ -281,7 +287,7 @@ class AsyncSandboxClient:
         owner = self._open_owner()
         return [
             AsyncSandbox(owner, info, auto_delete=False)
-            for info in await owner.transport.with_headers(headers).list_sandboxes()
+            for info in await owner.transport.with_headers(headers).list_sandboxes(elsewhere=elsewhere)
         ]
 
     async def update_sandbox(

@@ -251,17 +251,22 @@ class SandboxClient(BlockingClient[_trio_client.AsyncSandboxClient]):
             self._portal,
         )
 
-    def list_sandboxes(self, *, headers: Mapping[str, str] | None = None) -> list[Sandbox]:
+    def list_sandboxes(self, *, elsewhere: bool = False, headers: Mapping[str, str] | None = None) -> list[Sandbox]:
         """Every sandbox; of a server page by page, 2,000 pages at most.
 
-        Embedded: those of all clients that share this one's host, and then those of other processes that use the same
-        ``state_dir``; these have an ``owner``, and can only be used there.
+        Embedded: those of all clients that share this one's host.
+
+        Args:
+            elsewhere: Embedded: then also those of other processes that use the same ``state_dir``. They have an
+                ``owner``, and can only be used there.
+            headers: For a server.
 
         Raises:
             SandboxAPIError: The server's pages do not come to an end, or repeat themselves.
         """
         return [
-            Sandbox._of(each, self._portal) for each in self._call(lambda: self._inner.list_sandboxes(headers=headers))
+            Sandbox._of(each, self._portal)
+            for each in self._call(lambda: self._inner.list_sandboxes(elsewhere=elsewhere, headers=headers))
         ]
 
     def update_sandbox(

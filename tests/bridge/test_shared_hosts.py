@@ -86,7 +86,7 @@ def test_other_processes_are_named(tmp_path: Path) -> None:
                 with fake_engine() as fresh:
                     with sandboxrt.SandboxClient(engine=fresh, state_dir={str(tmp_path)!r}) as own:
                         own.create_sandbox(name="childs")
-                        found = {{sandbox.name: sandbox.owner for sandbox in own.list_sandboxes()}}
+                        found = {{sandbox.name: sandbox.owner for sandbox in own.list_sandboxes(elsewhere=True)}}
                         print(found["childs"], found["parents"].pid == parent)
                         try:
                             own.get_sandbox("parents")

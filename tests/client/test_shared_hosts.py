@@ -217,7 +217,8 @@ async def test_another_run_of_this_process(tmp_path: Path, engine: FakeEngine) -
         nursery.start_soon(trio.to_thread.run_sync, elsewhere)
         await created.wait()
         await client.create_sandbox(name="ours")
-        ours, theirs = await client.list_sandboxes()
+        assert await names(client) == ["ours"]
+        ours, theirs = await client.list_sandboxes(elsewhere=True)
         assert (ours.name, ours.owner) == ("ours", None)
         assert theirs.name == "theirs"
         assert theirs.owner is not None and theirs.owner.pid == os.getpid()

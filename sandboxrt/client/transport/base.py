@@ -105,8 +105,8 @@ class Transport(Protocol):
         """A sandbox by name or id."""
         ...
 
-    async def list_sandboxes(self) -> list[SandboxInfo]:
-        """Every sandbox."""
+    async def list_sandboxes(self, *, elsewhere: bool = False) -> list[SandboxInfo]:
+        """Every sandbox that can be used; with ``elsewhere`` also those that only another process can use."""
         ...
 
     async def update_sandbox(self, name: str, request: UpdateSandbox) -> SandboxInfo:

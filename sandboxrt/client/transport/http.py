@@ -180,8 +180,8 @@ class HttpTransport:
         """A sandbox by name or id."""
         return sandbox_from_json(await self._control(Call.SANDBOX, "GET", _box(name), subject=name))
 
-    async def list_sandboxes(self) -> list[SandboxInfo]:
-        """Every sandbox of the caller, page by page where the server gives pages."""
+    async def list_sandboxes(self, *, elsewhere: bool = False) -> list[SandboxInfo]:
+        """Every sandbox of the caller, page by page where the server gives pages; none is elsewhere."""
 
         async def page(offset: int) -> object:
             params = {"offset": offset} if offset else None

@@ -78,9 +78,10 @@ class LocalTransport:
         """A sandbox by name or id."""
         return await self.host.get_sandbox(name)
 
-    async def list_sandboxes(self) -> list[SandboxInfo]:
-        """Every sandbox of the host, and then those of others in its state folder."""
-        return await self.host.list_sandboxes() + await self.host.list_elsewhere()
+    async def list_sandboxes(self, *, elsewhere: bool = False) -> list[SandboxInfo]:
+        """Every sandbox of the host, and then those of others in its state folder where they are asked for."""
+        found = await self.host.list_sandboxes()
+        return found + await self.host.list_elsewhere() if elsewhere else found
 
     async def update_sandbox(self, name: str, request: UpdateSandbox) -> SandboxInfo:
         """Change a sandbox."""
