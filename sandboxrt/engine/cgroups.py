@@ -16,7 +16,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import itertools
-import os
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -27,6 +26,21 @@ import trio
 
 from sandboxrt.engine.bundle import CPU_PERIOD_US, cpu_quota_us
 from sandboxrt.engine.cgroup_events import CgroupEvents, read_flags, wait_for
+from sandboxrt.engine.cgroup_folder import (
+    is_empty,
+    is_frozen,
+    is_v2,
+    kill,
+    make,
+    members,
+    read_number,
+    remove_one,
+    remove_with_children,
+    set_frozen,
+    signal_members,
+    write,
+    write_all,
+)
 from sandboxrt.engine.hierarchy import FREEZER, LIMITING, Hierarchy
 from sandboxrt.models import Limits
 from sandboxrt.threads import run_blocking
@@ -41,10 +55,7 @@ _limiters: trio.lowlevel.RunVar[trio.CapacityLimiter] = trio.lowlevel.RunVar("cg
 
 _FREEZE_TIMEOUT_S = 5.0
 _REMOVE_TIMEOUT_S = 5.0
-_KILL_ROUNDS = 200
-_MKDIR_TRIES = 50
 _FIRST_PROCESS = "init"
-_GONE = (errno.ENOENT, errno.ENODEV, errno.ESRCH)
 
 
 async def _in_thread(function: Callable[[], T]) -> T:
@@ -54,159 +65,6 @@ async def _in_thread(function: Callable[[], T]) -> T:
         limiter = trio.CapacityLimiter(_THREADS)
         _limiters.set(limiter)
     return await run_blocking(limiter, function)
-
-
-def _write(path: Path, text: str) -> None:
-    fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
-    try:
-        os.write(fd, text.encode())
-    finally:
-        os.close(fd)
-
-
-def _write_all(files: list[tuple[Path, str]]) -> None:
-    for path, text in files:
-        _write(path, text)
-
-
-def _read_number(path: Path) -> int | None:
-    """The number in a file, ``None`` when it has none (``max``) or is gone."""
-    try:
-        return int(path.read_text())
-    except (OSError, ValueError):
-        return None
-
-
-def _members(folder: Path) -> set[int]:
-    """The processes of a group and of those below it, as far as they have an id in our pid namespace."""
-    found: set[int] = set()
-    for group in (folder, *_children(folder)):
-        with contextlib.suppress(OSError):
-            found.update(int(line) for line in (group / "cgroup.procs").read_text().split())
-    return found - {0}
-
-
-def _children(folder: Path) -> list[Path]:
-    """The groups below a group, deepest first."""
-    return [Path(path) for path, _, _ in os.walk(folder, topdown=False)][:-1]
-
-
-def _signal_members(folder: Path, signum: int) -> int:
-    """Send a signal to every member, never to another process that got a member's id meanwhile; how many there were."""
-    descriptors: dict[int, int] = {}
-    try:
-        for pid in _members(folder):
-            with contextlib.suppress(ProcessLookupError):
-                descriptors[pid] = os.pidfd_open(pid)
-        # A descriptor holds the process it was opened for; whoever is a member now, after the opening, is that one.
-        still = _members(folder) if descriptors else set()
-        for pid, fd in descriptors.items():
-            if pid in still:
-                with contextlib.suppress(ProcessLookupError):
-                    signal.pidfd_send_signal(fd, signum)
-        return len(descriptors)
-    finally:
-        for fd in descriptors.values():
-            os.close(fd)
-
-
-def _is_v2(folder: Path) -> bool:
-    return (folder / "cgroup.events").exists()
-
-
-@contextlib.contextmanager
-def _unless_gone() -> Iterator[None]:
-    """Pass over the errors that say that a group was removed meanwhile."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in _GONE:
-            raise
-
-
-def _set_frozen(folder: Path, frozen: bool) -> None:
-    with _unless_gone():
-        if _is_v2(folder):
-            _write(folder / "cgroup.freeze", "1" if frozen else "0")
-        else:
-            _write(folder / "freezer.state", "FROZEN" if frozen else "THAWED")
-
-
-def _is_frozen(folder: Path) -> bool:
-    """Whether every process stands still. A group that is gone has none that moves."""
-    if _is_v2(folder):
-        return read_flags(folder / "cgroup.events").get("frozen", 1) == 1
-    try:
-        return (folder / "freezer.state").read_text().strip() == "FROZEN"
-    except OSError as error:
-        if error.errno in _GONE:
-            return True
-        raise
-
-
-def _is_empty(folder: Path) -> bool:
-    flags = read_flags(folder / "cgroup.events")
-    if flags:
-        return flags.get("populated", 0) == 0
-    return not _members(folder)
-
-
-def _kill(folder: Path) -> None:
-    """SIGKILL for everything in a group and below it, what is being forked included."""
-    if (folder / "cgroup.kill").exists():
-        with _unless_gone():
-            _write(folder / "cgroup.kill", "1")
-    else:
-        _kill_one_by_one(folder)
-
-
-def _kill_one_by_one(folder: Path) -> None:
-    """The same without the kernel's help: nothing forks while it is frozen, and v1 dies only when it is thawed."""
-    for _ in range(_KILL_ROUNDS):
-        if not _members(folder):
-            return
-        _set_frozen(folder, frozen=True)
-        try:
-            _signal_members(folder, signal.SIGKILL)
-        finally:
-            _set_frozen(folder, frozen=False)
-        # Freezing is not instant: a fork may have slipped through, which the next round sees.
-        os.sched_yield()
-
-
-def _make(folder: Path) -> None:
-    """Make a group and the one above it, which another sandbox's end may remove as we look."""
-    for _ in range(_MKDIR_TRIES):
-        try:
-            os.mkdir(folder)
-        except FileExistsError:
-            return
-        except FileNotFoundError:
-            with contextlib.suppress(FileExistsError):
-                os.mkdir(folder.parent)
-        else:
-            return
-    raise OSError(errno.EBUSY, "the control group above goes away again and again", str(folder))
-
-
-def _remove_one(folder: Path) -> bool:
-    """Whether a group is gone now."""
-    try:
-        folder.rmdir()
-    except OSError as error:
-        if error.errno in (errno.EBUSY, errno.ENOTEMPTY):
-            return False
-        if error.errno not in _GONE:
-            raise
-    return True
-
-
-def _remove_with_children(folder: Path) -> bool:
-    if _remove_one(folder):
-        return True
-    for child in _children(folder):
-        _remove_one(child)
-    return _remove_one(folder)
 
 
 async def _remove(folders: list[Path], remove: Callable[[Path], bool]) -> None:
@@ -263,22 +121,22 @@ class CgroupCommandGroup:
     def _add(self, host_pid: int) -> None:
         with contextlib.suppress(FileExistsError):
             self.folder.mkdir()
-        _write(self.folder / "cgroup.procs", str(host_pid))
+        write(self.folder / "cgroup.procs", str(host_pid))
 
     async def signal(self, signum: int) -> None:
         """Send a signal to every process of the group, as of now."""
         if signum == signal.SIGKILL:
             await self.kill()
             return
-        await _in_thread(lambda: _signal_members(self.folder, signum))
+        await _in_thread(lambda: signal_members(self.folder, signum))
 
     async def kill(self) -> None:
         """SIGKILL for every process of the group, those being forked included, even when it is frozen."""
-        await _in_thread(lambda: _kill(self.folder))
+        await _in_thread(lambda: kill(self.folder))
 
     async def wait_empty(self) -> None:
         """Wait until no process is left in the group. Can be cancelled and called again."""
-        await wait_for(lambda: _is_empty(self.folder), self._events, self.folder / "cgroup.events")
+        await wait_for(lambda: is_empty(self.folder), self._events, self.folder / "cgroup.events")
 
     async def remove(self) -> None:
         """Free the group. Idempotent; waits a bounded time for its last processes to go.
@@ -286,7 +144,7 @@ class CgroupCommandGroup:
         Raises:
             OSError: ``EBUSY``: processes are still in it.
         """
-        await _remove([self.folder], _remove_one)
+        await _remove([self.folder], remove_one)
 
 
 @attrs.define
@@ -373,7 +231,7 @@ class SandboxCgroups:
         """
         if self.hierarchy.nested:
             files = list(self.limit_files(limits, swap=swap))
-            await _in_thread(lambda: _write_all(files))
+            await _in_thread(lambda: write_all(files))
 
     async def prepare(self) -> None:
         """Make the sandbox's folder in every tree, with the controllers on, so that the runtime finds it.
@@ -388,9 +246,9 @@ class SandboxCgroups:
     def _prepare(self) -> None:
         for mount in self.hierarchy.mounts:
             folder = self.hierarchy.folder(mount, self.id)
-            _make(folder)
+            make(folder)
             if self.hierarchy.nested:
-                _make(folder / _FIRST_PROCESS)
+                make(folder / _FIRST_PROCESS)
             if mount == self.hierarchy.unified and self.hierarchy.controllers - self.hierarchy.v1.keys():
                 self._enable(folder.parent)
         cpuset = self.hierarchy.v1.get("cpuset")
@@ -404,7 +262,7 @@ class SandboxCgroups:
             offered = (folder / "cgroup.controllers").read_text().split()
             wanted = LIMITING.intersection(offered) - set(control.read_text().split())
             if wanted:
-                _write(control, " ".join(f"+{name}" for name in sorted(wanted)))
+                write(control, " ".join(f"+{name}" for name in sorted(wanted)))
 
     def _inherit_cpuset(self, mount: Path) -> None:
         """A new v1 cpuset has no cpu and no memory node, and takes no process until it has."""
@@ -413,8 +271,8 @@ class SandboxCgroups:
             inherited = (folder.parent / name).read_text().strip()
             if not inherited:
                 inherited = (folder.parent.parent / name).read_text().strip()
-                _write(folder.parent / name, inherited)
-            _write(folder / name, inherited)
+                write(folder.parent / name, inherited)
+            write(folder / name, inherited)
 
     def command_group(self) -> CgroupCommandGroup | None:
         """An empty group for one more command, or ``None`` where this host cannot hold a command's tree together."""
@@ -434,7 +292,7 @@ class SandboxCgroups:
 
     def members(self) -> frozenset[int]:
         """The processes in any of its groups, as far as they have an id in our pid namespace."""
-        return frozenset().union(*(_members(folder) for folder in self.folders))
+        return frozenset().union(*(members(folder) for folder in self.folders))
 
     async def usage(self) -> Usage:
         """What the sandbox uses now."""
@@ -445,7 +303,7 @@ class SandboxCgroups:
             folder = self.hierarchy.limiting_folder(controller, self.id)
             if folder is None:
                 return None
-            return _read_number(folder / (v1_name if controller in self.hierarchy.v1 else v2_name))
+            return read_number(folder / (v1_name if controller in self.hierarchy.v1 else v2_name))
 
         return Usage(
             memory_bytes=number("memory", "memory.usage_in_bytes", "memory.current"),
@@ -456,7 +314,7 @@ class SandboxCgroups:
 
     def _cpu_us(self) -> int | None:
         if "cpuacct" in self.hierarchy.v1:
-            spent_ns = _read_number(self.hierarchy.folder(self.hierarchy.v1["cpuacct"], self.id) / "cpuacct.usage")
+            spent_ns = read_number(self.hierarchy.folder(self.hierarchy.v1["cpuacct"], self.id) / "cpuacct.usage")
             return None if spent_ns is None else spent_ns // 1000
         if self.hierarchy.unified is None:
             return None
@@ -474,9 +332,9 @@ class SandboxCgroups:
         if folder is None:
             raise OSError(errno.EOPNOTSUPP, "this host has no control groups that can freeze")
         try:
-            await _in_thread(lambda: _set_frozen(folder, frozen=True))
+            await _in_thread(lambda: set_frozen(folder, frozen=True))
             with trio.fail_after(_FREEZE_TIMEOUT_S):
-                await wait_for(lambda: _is_frozen(folder), self._events, folder / "cgroup.events")
+                await wait_for(lambda: is_frozen(folder), self._events, folder / "cgroup.events")
         except BaseException as error:
             with trio.CancelScope(shield=True):
                 await self.thaw()
@@ -494,25 +352,25 @@ class SandboxCgroups:
         folder = self.tree_folder
         if folder is None:
             raise OSError(errno.EOPNOTSUPP, "this host has no control groups that can freeze")
-        return (folder / "cgroup.freeze", "0") if _is_v2(folder) else (folder / "freezer.state", "THAWED")
+        return (folder / "cgroup.freeze", "0") if is_v2(folder) else (folder / "freezer.state", "THAWED")
 
     async def thaw(self) -> None:
         """Let all processes run again. Harmless when they do."""
         folder = self.tree_folder
         if folder is not None:
-            await _in_thread(lambda: _set_frozen(folder, frozen=False))
+            await _in_thread(lambda: set_frozen(folder, frozen=False))
 
     async def kill_all(self) -> None:
         """SIGKILL for every process of the sandbox, frozen or not. Harmless when there is none."""
         folder = self.tree_folder or next(iter(self.folders), None)
         if folder is not None:
-            await _in_thread(lambda: _kill(folder))
+            await _in_thread(lambda: kill(folder))
 
     async def wait_empty(self) -> None:
         """Wait until no process is left in the sandbox. Can be cancelled and called again."""
         folder = self.tree_folder
         if folder is not None:
-            await wait_for(lambda: _is_empty(folder), self._events, folder / "cgroup.events")
+            await wait_for(lambda: is_empty(folder), self._events, folder / "cgroup.events")
 
     async def remove(self) -> None:
         """Remove the sandbox's folders from every tree, and the folder above when it was the last. Idempotent.
@@ -520,7 +378,7 @@ class SandboxCgroups:
         Raises:
             OSError: ``EBUSY``: processes are still in one after the time that dying takes.
         """
-        await _remove(list(self.folders), _remove_with_children)
+        await _remove(list(self.folders), remove_with_children)
         await _in_thread(self._remove_parents)
 
     def _remove_parents(self) -> None:
