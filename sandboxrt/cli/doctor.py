@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from pathlib import Path
 from typing import Any
@@ -14,26 +15,17 @@ from rich.markup import escape
 from rich.table import Table
 
 from sandboxrt.cli.doctor_state import check_state
+from sandboxrt.cli.values import SIZE
 from sandboxrt.engine.probe import probe_host
+from sandboxrt.engine.requirements import LIMIT_PROPERTIES
 from sandboxrt.errors import SandboxClientError
-from sandboxrt.host.config import default_state_dir
-from sandboxrt.host.opening import clean_leftovers
-from sandboxrt.models import DEFAULT_LIMITS, DEFAULT_REQUIRE, Isolation, IsolationFinding, IsolationReport
+from sandboxrt.host.config import HostConfig, default_state_dir
+from sandboxrt.host.doctor.trial import Tried, try_sandbox
+from sandboxrt.host.opening import clean_leftovers, default_engine
+from sandboxrt.models import DEFAULT_LIMITS, DEFAULT_REQUIRE, Isolation, IsolationFinding, IsolationReport, Limits
 from sandboxrt.room import Room
 
 __all__ = ["doctor"]
-
-_LIMITS = {
-    "mem_bytes": Isolation.MEMORY_LIMIT,
-    "vcpus": Isolation.CPU_LIMIT,
-    "pids": Isolation.PIDS_LIMIT,
-    "disk_bytes": Isolation.DISK_LIMIT,
-    "inotify_instances": Isolation.INOTIFY_LIMIT,
-}
-NEEDED: frozenset[Isolation] = DEFAULT_REQUIRE | {
-    prop for name, prop in _LIMITS.items() if getattr(DEFAULT_LIMITS, name) is not None
-}
-"""What a sandbox needs when its creator says nothing: the required isolation, and enforcement of the default limits."""
 
 
 @click.command()
@@ -50,11 +42,38 @@ NEEDED: frozenset[Isolation] = DEFAULT_REQUIRE | {
     show_default=True,
     help="OCI runtime: crun, runc, runsc, or a path.",
 )
-def doctor(*, as_json: bool, clean: bool, state: bool, repair: bool, state_dir: Path | None, runtime: str) -> None:
+@click.option(
+    "--require",
+    metavar="PROPERTY",
+    multiple=True,
+    type=click.Choice([prop.value for prop in Isolation]),
+    help="Require this as well, as `require=` does; repeatable.",
+)
+@click.option("--cpus", type=click.FloatRange(min=0.01), default=DEFAULT_LIMITS.vcpus, show_default=True)
+@click.option("--memory", type=SIZE, default=DEFAULT_LIMITS.mem_bytes, help="Memory limit.  [default: 1g]")
+@click.option("--disk", type=SIZE, default=DEFAULT_LIMITS.disk_bytes, help="Disk limit.  [default: 4g]")
+@click.option("--pids", type=click.IntRange(min=1), default=DEFAULT_LIMITS.pids, show_default=True)
+@click.option("--allow-unenforced-limits", is_flag=True, help="Do without limits that this host cannot enforce.")
+def doctor(
+    *,
+    as_json: bool,
+    clean: bool,
+    state: bool,
+    repair: bool,
+    state_dir: Path | None,
+    runtime: str,
+    require: tuple[str, ...],
+    cpus: float,
+    memory: int,
+    disk: int,
+    pids: int,
+    allow_unenforced_limits: bool,
+) -> None:
     """Show what isolation sandboxes have on this machine, by what, and how to get what is missing.
 
-    Everything is tried out for real, and removed again. The exit code is 0 when a sandbox can be created with the
-    default requirements and limits.
+    The verdict comes from a real sandbox: it is made in the state folder with the runtime, the requirements and the
+    limits given, used, and removed. The exit code is 0 when that worked, and 1 when not. A server on the same folder
+    is not disturbed.
 
     With --state, check the state folder instead, and change nothing without --repair. The exit code is 0 when it is
     sound, 1 when something is wrong with it (still, after a repair), 2 when it cannot be checked.
@@ -67,43 +86,85 @@ def doctor(*, as_json: bool, clean: bool, state: bool, repair: bool, state_dir: 
         check_state(state_dir or default_state_dir(), runtime, repairs=repair, as_json=as_json)
         return
     try:
-        examined = trio.run(_examine, runtime, state_dir or default_state_dir(), clean)
+        wanted = _Wanted(
+            runtime=runtime,
+            state_dir=(state_dir or default_state_dir()).absolute(),
+            require=DEFAULT_REQUIRE.union(Isolation(name) for name in require),
+            limits=Limits(vcpus=cpus, mem_bytes=memory, disk_bytes=disk, pids=pids),
+            allow_unenforced_limits=allow_unenforced_limits,
+        )
+        examined = trio.run(_examine, wanted, clean)
     except (SandboxClientError, OSError) as error:
         raise click.ClickException(str(error)) from error
     click.echo(json.dumps(_as_json(examined), indent=2)) if as_json else _print(examined)
-    if _blocking(examined.report):
+    if not examined.tried.ok:
         raise SystemExit(1)
+
+
+@attrs.frozen(kw_only=True)
+class _Wanted:
+    """The configuration that is tried."""
+
+    runtime: str
+    state_dir: Path
+    require: frozenset[Isolation]
+    limits: Limits
+    allow_unenforced_limits: bool
+
+    @property
+    def needed(self) -> frozenset[Isolation]:
+        """What a sandbox needs: the required isolation, and the enforcement of its limits."""
+        if self.allow_unenforced_limits:
+            return self.require
+        set_limits = (prop for name, prop in LIMIT_PROPERTIES.items() if getattr(self.limits, name) is not None)
+        return self.require.union(set_limits)
 
 
 @attrs.frozen
 class _Examined:
+    """What came of it; ``without`` is of a second trial, where limits alone stood in the way."""
+
+    wanted: _Wanted
     report: IsolationReport
-    state_dir: Path
+    tried: Tried
+    without: Tried | None
     removed: list[str] | None
 
+    @property
+    def blocking(self) -> tuple[Isolation, ...]:
+        return self.report.missing(self.wanted.needed)
 
-async def _examine(runtime: str, state_dir: Path, clean: bool) -> _Examined:
-    await trio.to_thread.run_sync(lambda: state_dir.mkdir(mode=0o700, parents=True, exist_ok=True))
-    removed = await clean_leftovers(state_dir) if clean else None
+
+async def _examine(wanted: _Wanted, clean: bool) -> _Examined:
+    await trio.to_thread.run_sync(lambda: wanted.state_dir.mkdir(mode=0o700, parents=True, exist_ok=True))
+    removed = await clean_leftovers(wanted.state_dir) if clean else None
     # First: what is tried on a full disk fails for reasons that are none of the host's properties.
-    await Room(state_dir).require("sandbox can be made")
-    return _Examined((await probe_host(runtime, state_dir)).report, state_dir, removed)
-
-
-def _blocking(report: IsolationReport) -> tuple[Isolation, ...]:
-    return report.missing(NEEDED)
+    await Room(wanted.state_dir).require("sandbox can be made")
+    async with default_engine(HostConfig(state_dir=wanted.state_dir, runtime=wanted.runtime)) as engine:
+        report = (await probe_host(wanted.runtime, wanted.state_dir)).report
+        attempt = functools.partial(try_sandbox, engine, limits=wanted.limits, require=wanted.require)
+        tried = await attempt(allow_unenforced_limits=wanted.allow_unenforced_limits)
+        without = None
+        if not tried.ok and report.missing(wanted.needed) and not report.missing(wanted.require):
+            without = await attempt(allow_unenforced_limits=True)
+    return _Examined(wanted, report, tried, without, removed)
 
 
 def _as_json(examined: _Examined) -> dict[str, Any]:
-    report = examined.report
+    report, wanted, tried = examined.report, examined.wanted, examined.tried
     found: dict[str, Any] = {
         "runtime": report.runtime,
-        "state_dir": str(examined.state_dir),
-        "ready": not _blocking(report),
+        "state_dir": str(wanted.state_dir),
+        "ready": tried.ok,
+        "trial": {"ok": tried.ok, "done": tried.done, "failed": tried.failed, "detail": tried.words, "fix": tried.fix},
+        "limits": attrs.asdict(wanted.limits),
         "properties": {
-            prop.value: {**attrs.asdict(finding), "needed": prop in NEEDED} for prop, finding in report.findings.items()
+            prop.value: {**attrs.asdict(finding), "needed": prop in wanted.needed}
+            for prop, finding in report.findings.items()
         },
     }
+    if examined.without is not None:
+        found["ready_without_limits"] = examined.without.ok
     if examined.removed is not None:
         found["removed"] = examined.removed
     return found
@@ -119,36 +180,57 @@ def _print(examined: _Examined) -> None:
     table.add_column("property", no_wrap=True)
     table.add_column("", no_wrap=True)
     table.add_column("by", overflow="fold")
+    said: set[str] = set()
     for prop, finding in report.findings.items():
-        table.add_row(prop.value, _verdict(prop, finding), escape(finding.detail))
+        # What many lack for one reason is said once.
+        detail = "the same" if finding.detail in said else finding.detail
+        if not finding.achieved:
+            said.add(finding.detail)
+        table.add_row(prop.value, _verdict(examined, prop, finding), escape(detail))
     console.print(table)
-    _print_fixes(console, report)
+    _print_fixes(console, examined)
+    _print_verdict(console, examined)
 
 
-def _verdict(prop: Isolation, finding: IsolationFinding) -> str:
+def _verdict(examined: _Examined, prop: Isolation, finding: IsolationFinding) -> str:
     if finding.achieved:
         return "[green]yes[/]"
-    return "[red]MISSING[/]" if prop in NEEDED else "[yellow]no[/]"
+    return "[red]MISSING[/]" if prop in examined.wanted.needed else "[yellow]no[/]"
 
 
-def _print_fixes(console: Console, report: IsolationReport) -> None:
+def _print_fixes(console: Console, examined: _Examined) -> None:
     """Each fix once, with what it is for; unwrapped, so that it can be copied."""
-    blocking = _blocking(report)
+    blocking = examined.blocking
     fixes: dict[str, list[Isolation]] = {}
-    for prop, finding in report.findings.items():
+    for prop, finding in examined.report.findings.items():
         if not finding.achieved and finding.fix:
             fixes.setdefault(finding.fix, []).append(prop)
-    for title, wanted in (("To create sandboxes with the defaults:", True), ("For more:", False)):
+    for title, wanted in (("To create such sandboxes:", True), ("For more:", False)):
         chosen = {fix: props for fix, props in fixes.items() if any(prop in blocking for prop in props) is wanted}
         if chosen:
             console.print(f"\n{title}")
         for fix, props in chosen.items():
             console.print(f"  {', '.join(prop.value for prop in props)}", markup=False, soft_wrap=True)
             console.print(f"    {fix}", markup=False, soft_wrap=True)
-    if blocking:
-        names = ", ".join(prop.value for prop in blocking)
-        console.print(f"\nNot ready: sandboxes with the defaults are refused for want of {names}.", soft_wrap=True)
-        if not set(blocking) & DEFAULT_REQUIRE:
-            console.print("They are created with `allow_unenforced_limits=True` (`--allow-unenforced-limits`).")
+
+
+def _print_verdict(console: Console, examined: _Examined) -> None:
+    tried, without = examined.tried, examined.without
+
+    def say(text: str) -> None:
+        console.print(text, markup=False, soft_wrap=True)
+
+    if tried.ok:
+        say(f"\nReady: a sandbox with these requirements and limits was made and used in {examined.wanted.state_dir}.")
+        return
+    if examined.blocking:
+        names = ", ".join(prop.value for prop in examined.blocking)
+        say(f"\nNot ready: such sandboxes are refused for want of {names}.")
     else:
-        console.print("\nReady: sandboxes are created with the default requirements and limits.")
+        say(f"\nNot ready: a sandbox was tried, and failed at its {tried.failed}: {tried.words}")
+        if tried.fix is not None:
+            say(f"  {tried.fix}")
+    if without is not None and without.ok:
+        say("They are created with `allow_unenforced_limits=True` (`--allow-unenforced-limits`).")
+    elif without is not None:
+        say(f"Without limits, too, a sandbox failed at its {without.failed}: {without.words}")

@@ -1,7 +1,8 @@
 """From what was found out about a host to what isolation its sandboxes have: a pure function, with the fixes.
 
-The fixes are commands for Debian and Ubuntu; where none can help (an unprivileged user who wants disk limits), the fix
-says what to do instead.
+Why something is missing, and what helps, is told from words and surroundings (:mod:`sandboxrt.engine.causes`); what is
+here is for what needs no words: where none can help (an unprivileged user who wants disk limits), the fix says what to
+do instead.
 """
 
 from __future__ import annotations
@@ -10,11 +11,12 @@ from collections.abc import Mapping
 
 import attrs
 
+from sandboxrt.engine.causes import Surroundings, explain
 from sandboxrt.engine.hierarchy import CgroupKind, Hierarchy
 from sandboxrt.engine.idmap import SubidRange
 from sandboxrt.models import Isolation, IsolationFinding, IsolationReport
 
-__all__ = ["GUEST_KERNEL_RUNTIMES", "HostFacts", "RuntimeFacts", "Trial", "isolation_report"]
+__all__ = ["BY_RUNTIME", "GUEST_KERNEL_RUNTIMES", "HostFacts", "RuntimeFacts", "Trial", "isolation_report"]
 
 GUEST_KERNEL_RUNTIMES = frozenset({"runsc", "kata-runtime", "kata"})
 """Runtimes whose containers have a kernel of their own."""
@@ -22,15 +24,13 @@ GUEST_KERNEL_RUNTIMES = frozenset({"runsc", "kata-runtime", "kata"})
 _PACKAGED = frozenset({"crun", "runc", "runsc"})
 _FIX_ROOT = "run as root, e.g. with sudo"
 _FIX_DELEGATE = (
+    "start with: systemd-run --user --scope -p Delegate=yes ...; where that gives too little, first: "
     "printf '[Service]\\nDelegate=cpu cpuset io memory pids\\n' | "
     "sudo install -D -m 644 /dev/stdin /etc/systemd/system/user@.service.d/delegate.conf "
-    "&& sudo systemctl daemon-reload; log in again, then start with: systemd-run --user --scope -p Delegate=yes ..."
+    "&& sudo systemctl daemon-reload, and log in again"
 )
 _FIX_V2 = "boot with systemd.unified_cgroup_hierarchy=1 on the kernel's command line"
-_FIX_LEAF = (
-    "move the processes of this container out of its top control group: mkdir /sys/fs/cgroup/init && "
-    "xargs -rn1 < /sys/fs/cgroup/cgroup.procs > /sys/fs/cgroup/init/cgroup.procs"
-)
+_FIX_WORDS = "its own words say why"
 
 
 @attrs.frozen
@@ -107,6 +107,7 @@ class HostFacts:
         inotify: The inotify limit of a user namespace was set.
         overlaps: Ranges of ``/etc/subuid`` and ``/etc/subgid`` that share ids with the sandboxes' blocks.
         pid_max: How many processes the host can have.
+        around: What surrounds this process, which tells where refusals come from.
     """
 
     runtime: RuntimeFacts
@@ -125,6 +126,7 @@ class HostFacts:
     inotify: Trial
     overlaps: tuple[SubidRange, ...] = ()
     pid_max: int = 32768
+    around: Surroundings = attrs.field(factory=Surroundings)
 
 
 def isolation_report(facts: HostFacts) -> IsolationReport:
@@ -144,7 +146,7 @@ def _found(achieved: bool, detail: str, fix: str | None) -> IsolationFinding:
     return IsolationFinding(achieved, detail, None if achieved else fix)
 
 
-_BY_RUNTIME = {
+BY_RUNTIME = {
     Isolation.PID_NAMESPACE: "processes see only their own sandbox",
     Isolation.MOUNT_NAMESPACE: "a root folder of its own",
     Isolation.IPC_NAMESPACE: "System V IPC and message queues of its own",
@@ -165,33 +167,25 @@ def _kernel_findings(facts: HostFacts) -> Mapping[Isolation, IsolationFinding]:
         own = " (gVisor's own filter on the host)" if facts.runtime.kind in GUEST_KERNEL_RUNTIMES else ""
         return {
             prop: IsolationFinding(True, f"{facts.runtime.kind}: {what}{own if prop is Isolation.SECCOMP else ''}")
-            for prop, what in _BY_RUNTIME.items()
+            for prop, what in BY_RUNTIME.items()
         }
-    detail, fix = facts.container.detail, _container_fix(facts)
-    return {prop: IsolationFinding(False, detail, fix) for prop in _BY_RUNTIME}
+    refused = _container_refused(facts)
+    return dict.fromkeys(BY_RUNTIME, refused)
 
 
-def _container_fix(facts: HostFacts) -> str:
+def _refused(facts: HostFacts, words: str, fix: str) -> IsolationFinding:
+    """What was refused with these words, by its cause where that can be told, else with what may help."""
+    cause = explain(words, facts.around)
+    if cause is None:
+        return IsolationFinding(False, words, fix)
+    return IsolationFinding(False, cause.what if cause.what in words else f"{cause.what} ({words})", cause.fix)
+
+
+def _container_refused(facts: HostFacts) -> IsolationFinding:
     if facts.runtime.path is None:
-        return facts.runtime.how_to_get
-    if "compile" in facts.container.detail:
-        return "sudo apt-get install gcc libc6-dev"
-    if not facts.is_root and not facts.userns.ok:
-        return _userns_fix(facts)
-    return "the runtime's own words say why; another runtime may work: --runtime runc" if facts.is_root else _FIX_ROOT
-
-
-def _userns_fix(facts: HostFacts) -> str:
-    detail = facts.userns.detail
-    if "newuidmap" in detail:
-        return "sudo apt-get install uidmap"
-    if "/etc/subuid" in detail or "/etc/subgid" in detail:
-        ids = "100000-165535"
-        return f"sudo usermod --add-subuids {ids} --add-subgids {ids} {facts.user} (another free range if it is taken)"
-    return (
-        "sudo sysctl -w user.max_user_namespaces=65536 kernel.unprivileged_userns_clone=1 "
-        "kernel.apparmor_restrict_unprivileged_userns=0 (those that exist here)"
-    )
+        return _refused(facts, facts.container.detail, facts.runtime.how_to_get)
+    other = "runc" if facts.runtime.kind != "runc" else "crun"
+    return _refused(facts, facts.container.detail, f"{_FIX_WORDS}; another runtime may work: --runtime {other}")
 
 
 def _limit_findings(facts: HostFacts) -> Mapping[Isolation, IsolationFinding]:
@@ -204,10 +198,8 @@ def _limit_findings(facts: HostFacts) -> Mapping[Isolation, IsolationFinding]:
         (Isolation.OOM_REPORT, "memory", f"; {oom}"),
     ):
         achieved = facts.cgroups.ok and controller in facts.hierarchy.controllers
-        said = (
-            f"cgroup {_version(facts.hierarchy, controller)} {controller}{detail}" if achieved else _no_cgroups(facts)
-        )
-        findings[prop] = _found(achieved, said, _cgroup_fix(facts))
+        said = f"cgroup {_version(facts.hierarchy, controller)} {controller}{detail}"
+        findings[prop] = IsolationFinding(True, said) if achieved else _groups_refused(facts)
     return findings
 
 
@@ -215,28 +207,25 @@ def _version(hierarchy: Hierarchy, controller: str) -> str:
     return "v1" if controller in hierarchy.v1 else "v2"
 
 
-def _no_cgroups(facts: HostFacts) -> str:
+def _groups_refused(facts: HostFacts) -> IsolationFinding:
     if not facts.container.ok:
-        return facts.container.detail
-    return facts.hierarchy.reason or facts.cgroups.detail or "the runtime could not set it"
+        return _container_refused(facts)
+    words = facts.hierarchy.reason or facts.cgroups.detail or "the runtime could not set it"
+    return _refused(facts, words, _cgroup_fix(facts))
 
 
 def _cgroup_fix(facts: HostFacts) -> str:
-    hierarchy = facts.hierarchy
-    if not facts.container.ok:
-        return _container_fix(facts)
+    kind = facts.hierarchy.kind
     if not facts.is_root:
-        return _FIX_DELEGATE if hierarchy.kind is CgroupKind.V2 else f"{_FIX_ROOT}, or {_FIX_V2}"
-    if hierarchy.kind is CgroupKind.NONE:
+        return _FIX_DELEGATE if kind is CgroupKind.V2 else f"{_FIX_ROOT}, or {_FIX_V2}"
+    if kind is CgroupKind.NONE:
         return "sudo mount -t cgroup2 none /sys/fs/cgroup"
-    if hierarchy.kind is CgroupKind.V2:
-        return _FIX_LEAF
-    return _FIX_V2
+    return _FIX_WORDS if kind is CgroupKind.V2 else _FIX_V2
 
 
 def _uid_block(facts: HostFacts) -> IsolationFinding:
     if not facts.is_root:
-        return IsolationFinding(False, "all sandboxes of an unprivileged user share its ids", _FIX_ROOT)
+        return IsolationFinding(False, "all sandboxes of an ordinary user share its subordinate ids", _FIX_ROOT)
     if facts.overlaps:
         taken = ", ".join(f"{each.owner}:{each.first}:{each.count}" for each in facts.overlaps)
         return IsolationFinding(
@@ -244,9 +233,9 @@ def _uid_block(facts: HostFacts) -> IsolationFinding:
             f"/etc/subuid or /etc/subgid gives ids of the sandboxes' blocks to others ({taken})",
             "move those ranges below 536870912 or to 2147483648 and above, in both files",
         )
-    trouble = [trial.detail for trial in (facts.userns, facts.idmap) if not trial.ok]
-    if trouble:
-        return IsolationFinding(False, "; ".join(trouble), "use Linux 5.19 or newer, and a state folder on ext4 or xfs")
+    for trial in (facts.userns, facts.idmap):
+        if not trial.ok:
+            return _refused(facts, trial.detail, "use Linux 5.19 or newer, and a state folder on ext4 or xfs")
     return IsolationFinding(True, "65,536 host ids each from 536870912 up; layers are shared through idmapped mounts")
 
 
@@ -255,10 +244,7 @@ def _disk(facts: HostFacts) -> IsolationFinding:
         return IsolationFinding(True, "an ext4 image of its own on a loop device")
     if not facts.is_root:
         return IsolationFinding(False, "loop devices need root", _FIX_ROOT)
-    if not facts.loop.ok:
-        fix = "sudo apt-get install e2fsprogs" if "mkfs" in facts.loop.detail else "sudo modprobe loop ext4"
-        return IsolationFinding(False, facts.loop.detail, fix)
-    return IsolationFinding(False, facts.overlay.detail, "sudo modprobe overlay")
+    return _refused(facts, (facts.overlay if facts.loop.ok else facts.loop).detail, _FIX_WORDS)
 
 
 def _inotify(facts: HostFacts) -> IsolationFinding:
@@ -266,9 +252,8 @@ def _inotify(facts: HostFacts) -> IsolationFinding:
         return IsolationFinding(True, f"instances are those of {facts.runtime.kind}'s own kernel, none are the host's")
     if facts.inotify.ok:
         return IsolationFinding(True, "user.max_inotify_instances of its user namespace")
-    if not facts.is_root:
-        return IsolationFinding(False, facts.inotify.detail, _FIX_ROOT)
-    return IsolationFinding(False, facts.inotify.detail, "use a kernel with CONFIG_INOTIFY_USER and user namespaces")
+    kernel = "use a kernel with CONFIG_INOTIFY_USER and user namespaces"
+    return _refused(facts, facts.inotify.detail, kernel if facts.is_root else _FIX_ROOT)
 
 
 def _tree_kill(facts: HostFacts) -> IsolationFinding:
@@ -282,9 +267,7 @@ def _tree_kill(facts: HostFacts) -> IsolationFinding:
     if facts.container.ok and hierarchy.usable and (facts.is_root or facts.cgroups.ok):
         by = "cgroup v2 cgroup.kill" if hierarchy.unified is not None else "the cgroup v1 freezer"
         return IsolationFinding(True, f"a control group for each command, ended by {by}")
-    return IsolationFinding(
-        False, f"{_no_cgroups(facts)}; a kill reaches the command's session only", _cgroup_fix(facts)
-    )
+    return _groups_refused(facts)
 
 
 def _guest_kernel(facts: HostFacts) -> IsolationFinding:

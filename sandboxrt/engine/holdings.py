@@ -17,7 +17,7 @@ from sandboxrt.engine.cgroups import SandboxCgroups
 from sandboxrt.engine.hierarchy import Hierarchy
 from sandboxrt.engine.launch.plan import LOOP_NOTE
 from sandboxrt.engine.loops import wait_detached
-from sandboxrt.engine.remains import record_folder, records_in
+from sandboxrt.engine.remains import record_folder, recorded_groups, records_in
 from sandboxrt.engine.remove_tree import remove_tree
 
 __all__ = ["Holdings", "holdings_of", "records_of"]
@@ -112,6 +112,7 @@ def records_of(state_dir: Path) -> list[Path]:
 
 def holdings_of(record: Path, container_id: str, hierarchy: Hierarchy, events: CgroupEvents | None) -> Holdings:
     """What a record stands for: the container of that id, or of any other nothing but itself and its disk."""
+    hierarchy = recorded_groups(record) or hierarchy
     is_ours = record == record_folder(record.parent, container_id) and hierarchy.usable
     image = record.parent / DISK_IMAGE
     return Holdings(

@@ -14,7 +14,6 @@ import functools
 import json
 import logging
 import os
-import re
 import shutil
 import socket
 from collections.abc import AsyncIterator, Mapping
@@ -25,7 +24,6 @@ import attrs
 import trio
 
 from sandboxrt.actors import RestartPolicy, supervise
-from sandboxrt.engine import probe as host_probe
 from sandboxrt.engine.base import (
     Captured,
     ContainerSpec,
@@ -36,6 +34,7 @@ from sandboxrt.engine.base import (
     ProcessSpec,
 )
 from sandboxrt.engine.capture import DISK_IMAGE, capture_running, capture_stopped
+from sandboxrt.engine.causes import explain
 from sandboxrt.engine.cgroup_events import CgroupEvents
 from sandboxrt.engine.cgroups import SandboxCgroups
 from sandboxrt.engine.copy.copier import Copier, Freezer
@@ -59,11 +58,13 @@ from sandboxrt.engine.launch.program import Finished, run_launcher
 from sandboxrt.engine.launch.words import how_it_ended, meaning
 from sandboxrt.engine.ledger import DiskLedger
 from sandboxrt.engine.loops import detach_loops_below
+from sandboxrt.engine.own_userns import reason as last_words
+from sandboxrt.engine.own_userns import write_own_maps
 from sandboxrt.engine.owners.mover import move_owners
-from sandboxrt.engine.probe import LAUNCH_SOURCE, HostProbe, probe_host
-from sandboxrt.engine.remains import record_folder
+from sandboxrt.engine.probe import LAUNCH_SOURCE, LOOP_LINE, HostProbe, probe_host
+from sandboxrt.engine.remains import record_folder, record_groups
 from sandboxrt.engine.remove_tree import remove_tree
-from sandboxrt.engine.requirements import require_isolation, require_runtime
+from sandboxrt.engine.requirements import require_container, require_isolation, require_runtime
 from sandboxrt.engine.runtime_exec import STDIO_FD, ExecChannel, ExecStrategy, RuntimeExec
 from sandboxrt.engine.runtime_exec.strategy import choose_strategy, relay_process
 from sandboxrt.errors import ResourceCreationError
@@ -81,7 +82,6 @@ _READY_TIMEOUT_S = 10.0
 _REMOVE_TIMEOUT_S = 60.0
 _CONCURRENT_STARTS = 6
 _LEDGER = RestartPolicy(max_restarts=100, within_s=60.0)
-_LOOP = re.compile(r"^loop (\d+)$", re.MULTILINE)
 
 
 def _ledger_failed(error: Exception) -> None:
@@ -229,6 +229,7 @@ class OciEngine:
         probe = await self._probe()
         require_runtime(probe.facts.runtime)
         choose_strategy(self.strategy, probe.facts)
+        require_container(probe.report, probe.facts)
         return probe.report
 
     async def create(self, spec: ContainerSpec) -> OciContainer:
@@ -283,7 +284,8 @@ class OciEngine:
         probe = await self._probe()
         with trio.CancelScope(shield=True):
             await self.release(state_dir, container_id)
-            if not probe.facts.is_root and probe.facts.userns.ok:
+            # Without a user namespace nothing of other ids can have come to be there.
+            if not probe.facts.is_root and probe.facts.userns.ok and (state_dir / DATA_FOLDER).exists():
                 await self._remove_others_files(state_dir / DATA_FOLDER)
             await remove_tree(state_dir)
 
@@ -315,6 +317,7 @@ class OciEngine:
         # The record's folder comes first: its name is what discard finds everything else by.
         remains.record.mkdir(mode=0o700, exist_ok=True)
         if remains.cgroups is not None:
+            record_groups(remains.record, remains.cgroups.hierarchy)
             await remains.cgroups.prepare()
         plan = LaunchPlan(
             spec=spec,
@@ -422,7 +425,7 @@ async def _launch(tools: _Tools, plan: LaunchPlan, control: int, remains: Holdin
                 done = await _launch_in_userns(tools.launcher, plan.words(), fds, _LAUNCH_TIMEOUT_S)
         except OSError as error:
             raise ResourceCreationError(f"the sandbox could not be started: {error}", "sandbox") from error
-    loop = _LOOP.search(done.output)
+    loop = LOOP_LINE.search(done.output)
     remains.loop = int(loop[1]) if loop else None
     return done
 
@@ -440,7 +443,7 @@ async def _launch_in_userns(launcher: Path, words: list[str], fds: Mapping[int, 
     """Run instructions that begin with ``userns``: the namespace of an unprivileged user and its subordinate ids."""
     with contextlib.ExitStack() as stack:
         ours, theirs = (stack.enter_context(sock) for sock in socket.socketpair())
-        maps = (ours, host_probe.write_own_maps)
+        maps = (ours, write_own_maps)
         return await run_launcher(launcher, words, {**fds, MAPS_FD: theirs.fileno()}, timeout_s=timeout_s, maps=maps)
 
 
@@ -467,8 +470,11 @@ def _id_map(spec: ContainerSpec, probe: HostProbe) -> IdMap:
 
 
 def _start_error(plan: LaunchPlan, done: Finished) -> ResourceCreationError:
-    reason = how_it_ended(done.code, meaning(_LOOP.sub("", done.output)))
+    said = LOOP_LINE.sub("", done.output).strip()
+    reason = how_it_ended(done.code, meaning(said))
     if done.timed_out:
         reason = f"it took longer than {_LAUNCH_TIMEOUT_S:.0f} s; {reason}"
     runtime = plan.facts.runtime.label
-    return ResourceCreationError(f"{runtime} could not start the sandbox: {reason}", "sandbox", "SandboxConfig")
+    cause = explain(said, plan.facts.around)
+    why = reason if cause is None else f"{cause.what} ({last_words(said)}). What helps: {cause.fix}"
+    return ResourceCreationError(f"{runtime} could not start the sandbox: {why}", "sandbox", "SandboxConfig")

@@ -10,12 +10,10 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import pwd
 import re
 import resource
 import secrets
 import shutil
-import socket
 import subprocess
 import tempfile
 from collections.abc import AsyncIterator, Callable
@@ -26,45 +24,53 @@ import attrs
 import trio
 
 from sandboxrt.engine.bundle import INIT_PATH, BundlePlan, bundle_config
+from sandboxrt.engine.causes import Surroundings
 from sandboxrt.engine.cgroups import SandboxCgroups
+from sandboxrt.engine.delegation import claim
 from sandboxrt.engine.disk import DiskTemplates
 from sandboxrt.engine.findings import HostFacts, RuntimeFacts, Trial, isolation_report
 from sandboxrt.engine.hierarchy import CgroupKind, Hierarchy, this_host
 from sandboxrt.engine.idmap import (
     UID_BLOCK_COUNT,
     UID_BLOCK_SIZE,
-    SubidRange,
     UsernsFds,
     overlapping_ranges,
     read_subids,
-    subid_ranges_of,
     uid_base,
 )
 from sandboxrt.engine.init.build import build_tool
 from sandboxrt.engine.launch import __file__ as _launch_package
+from sandboxrt.engine.own_userns import SANDBOX_IDS, SUBID_FILES, reason, run_in_userns, run_tool, user_name
 from sandboxrt.engine.remove_tree import remove_tree
+from sandboxrt.engine.surroundings import look_around
 from sandboxrt.errors import EngineUnavailableError, HostDiskFullError, ResourceCreationError
 from sandboxrt.models import IsolationReport, Limits
 from sandboxrt.room import Room
 from sandboxrt.threads import run_blocking
 
-__all__ = ["FIRST_SUBORDINATE_ID", "LAUNCH_SOURCE", "HostProbe", "find_runtime", "probe_host", "write_own_maps"]
+__all__ = [
+    "FIRST_SUBORDINATE_ID",
+    "LAUNCH_SOURCE",
+    "LOOP_LINE",
+    "HostProbe",
+    "find_runtime",
+    "probe_host",
+]
 
 T = TypeVar("T")
 
 LAUNCH_SOURCE = Path(_launch_package).with_name("launch.c")
 """The program that prepares mounts for the runtime."""
 
-_TOOL_TIMEOUT_S = 10.0
 _CLEANUP_TIMEOUT_S = 10.0
-_MAX_OUTPUT_BYTES = 4000
-_SANDBOX_IDS = 65_536
 _SBIN = "/usr/local/sbin:/usr/sbin:/sbin"
-_SUBID_FILES = (Path("/etc/subuid"), Path("/etc/subgid"))
 _FIRST_SLOT = 900
 FIRST_SUBORDINATE_ID = 1
 """In an unprivileged user's outer namespace 0 is the user and 1..65536 are its subordinate ids. Containers get the
 latter: their root is then not even the user, and their ids are one range, which the kernel asks of a nested map."""
+
+LOOP_LINE = re.compile(r"^loop (\d+)$", re.MULTILINE)
+"""What the launcher prints of the loop device that it took."""
 
 _INOTIFY_WORDS = ["put", "/proc/sys/user/max_inotify_instances", "64"]
 _STAGES = ("/mnt", "/tmp", "/media")  # noqa: S108 - covered by a tmpfs in the launcher's own mount namespace
@@ -103,9 +109,11 @@ async def probe_host(runtime: str, state_dir: Path, *, fresh: bool = False) -> H
     Cancellation: leaves nothing behind. Source: ours.
     """
     key = (runtime, str(state_dir), os.geteuid())
-    if fresh or key not in _known:
-        _known[key] = await _probe(runtime, state_dir)
-    return _known[key]
+    known = None if fresh else _known.get(key)
+    # A scope can be stopped by whoever runs the machine; there is another one then.
+    if known is None or not known.facts.hierarchy.stands:
+        known = _known[key] = await _probe(runtime, state_dir)
+    return known
 
 
 async def _probe(runtime: str, state_dir: Path) -> HostProbe:
@@ -113,13 +121,18 @@ async def _probe(runtime: str, state_dir: Path) -> HostProbe:
     try:
         launcher = await build_tool(LAUNCH_SOURCE, state_dir / "tools")
     except EngineUnavailableError as error:
-        facts = _nothing_works(found, str(error))
+        facts = _nothing_works(found, str(error), await _look_around(state_dir, None))
     else:
-        is_root = _is_root()
-        hierarchy = attrs.evolve(await _in_thread(this_host), nested=not is_root)
+        around = await _look_around(state_dir, launcher)
+        hierarchy = attrs.evolve(await _in_thread(claim), nested=not around.is_root)
         async with _scratch_folder(state_dir) as folder:
-            facts = await _Prober(found, launcher, folder, is_root, hierarchy).facts()
+            facts = await _Prober(found, launcher, folder, around, hierarchy).facts()
     return HostProbe(isolation_report(facts), facts)
+
+
+async def _look_around(state_dir: Path, launcher: Path | None) -> Surroundings:
+    user = user_name() or str(os.geteuid())
+    return await _in_thread(lambda: look_around(state_dir, launcher, user=user, is_root=_is_root()))
 
 
 async def find_runtime(name: str) -> RuntimeFacts:
@@ -127,26 +140,9 @@ async def find_runtime(name: str) -> RuntimeFacts:
     path = shutil.which(name, path=f"{os.environ.get('PATH', '')}:{_SBIN}")
     if path is None:
         return RuntimeFacts(name=name, path=None)
-    done = await _in_thread(lambda: _run([path, "--version"]))
+    done = await _in_thread(lambda: run_tool([path, "--version"]))
     match = re.search(r"version[ :]+(\S+)", done.detail)
     return RuntimeFacts(name=name, path=path, version=match[1] if match else "")
-
-
-def _run(command: list[str], text: str = "", fds: tuple[int, ...] = ()) -> Trial:
-    """Run a program to its end; its output, standard error last, is the detail."""
-    try:
-        done = subprocess.run(
-            command,
-            input=text.encode(),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            timeout=_TOOL_TIMEOUT_S,
-            pass_fds=fds,
-            check=False,
-        )
-    except (OSError, subprocess.TimeoutExpired) as error:
-        return Trial(False, str(error))
-    return Trial(done.returncode == 0, done.stdout[-_MAX_OUTPUT_BYTES:].decode(errors="replace").strip())
 
 
 @contextlib.asynccontextmanager
@@ -159,12 +155,13 @@ async def _scratch_folder(state_dir: Path) -> AsyncIterator[Path]:
             await remove_tree(folder)
 
 
-def _nothing_works(runtime: RuntimeFacts, reason: str) -> HostFacts:
+def _nothing_works(runtime: RuntimeFacts, reason: str, around: Surroundings) -> HostFacts:
     no = Trial(False, reason)
     return HostFacts(
         runtime=runtime,
-        is_root=_is_root(),
-        user=_user_name() or str(os.geteuid()),
+        is_root=around.is_root,
+        user=around.user,
+        around=around,
         hierarchy=this_host(),
         container=no,
         cgroups=no,
@@ -188,13 +185,6 @@ def _is_root() -> bool:
     return False
 
 
-def _user_name() -> str | None:
-    try:
-        return pwd.getpwuid(os.geteuid()).pw_name
-    except KeyError:
-        return None
-
-
 @attrs.define
 class _Prober:
     """Tries everything in one scratch folder."""
@@ -202,8 +192,13 @@ class _Prober:
     runtime: RuntimeFacts
     launcher: Path
     folder: Path
-    is_root: bool
+    around: Surroundings
     hierarchy: Hierarchy
+
+    @property
+    def is_root(self) -> bool:
+        """Whether we are root outside of any user namespace."""
+        return self.around.is_root
 
     async def facts(self) -> HostFacts:
         userns_fd, userns = await self._userns()
@@ -213,11 +208,12 @@ class _Prober:
         finally:
             if userns_fd is not None:
                 os.close(userns_fd)
-        ranges = [each for path in _SUBID_FILES for each in read_subids(path)]
+        ranges = [each for path in SUBID_FILES for each in read_subids(path)]
         return HostFacts(
             runtime=self.runtime,
             is_root=self.is_root,
-            user=_user_name() or str(os.geteuid()),
+            user=self.around.user,
+            around=self.around,
             hierarchy=self.hierarchy,
             container=container,
             cgroups=cgroups,
@@ -239,9 +235,10 @@ class _Prober:
         try:
             if self.is_root:
                 return await namespaces.open(uid_base(UID_BLOCK_COUNT - 1)), Trial(True)
-            return await namespaces.open_with(write_own_maps), Trial(True)
+            # To make one is not enough: a security module may let it be made and refuse what it is for.
+            return None, await self._launch_in_userns([])
         except (OSError, subprocess.SubprocessError) as error:
-            return None, Trial(False, f"no user namespace with {_SANDBOX_IDS} ids: {error}")
+            return None, Trial(False, f"no user namespace with {SANDBOX_IDS} ids: {error}")
 
     async def _mount_trials(self, userns_fd: int | None, userns: Trial) -> dict[str, Trial]:
         if not self.is_root:
@@ -287,12 +284,12 @@ class _Prober:
     async def _launch(self, words: list[str], *fds: int) -> Trial:
         """Run the launcher with instructions; where the last of them starts no program, it ends with 0."""
         text = "".join(f"{word}\0" for word in words)
-        return await _in_thread(lambda: _run([str(self.launcher)], text, fds))
+        return _told(await _in_thread(lambda: run_tool([str(self.launcher)], text, fds)))
 
     async def _launch_in_userns(self, words: list[str], *fds: int) -> Trial:
         """The same, first into a user and mount namespace with an unprivileged user's own maps."""
         text = "".join(f"{word}\0" for word in words)
-        return await _in_thread(lambda: _run_in_userns(self.launcher, text, fds))
+        return _told(await _in_thread(lambda: run_in_userns(self.launcher, text, fds)))
 
     def _swap_limit(self) -> bool:
         if not self.hierarchy.usable:
@@ -357,7 +354,7 @@ class _Prober:
                 with trio.move_on_after(_CLEANUP_TIMEOUT_S, shield=True):
                     await cgroups.kill_all()
                     await cgroups.remove()
-        return Trial(_ALIVE in done.detail, _reason(done.detail))
+        return Trial(_ALIVE in done.detail, reason(done.detail))
 
     @property
     def stage(self) -> str:
@@ -388,12 +385,17 @@ class _Prober:
             tmp_source=f"{self.stage}/tmp",  # noqa: S108
             init_source=f"{self.stage}/program",
             init_argv=(INIT_PATH,),
-            id_map=(self.container_root, _SANDBOX_IDS),
+            id_map=(self.container_root, SANDBOX_IDS),
             cgroup_path=cgroup_path,
             limits=self._limits if cgroup_path is not None else Limits(),
             swap_limit=False,
             max_open_files=min(1024, resource.getrlimit(resource.RLIMIT_NOFILE)[1]),
         )
+
+
+def _told(done: Trial) -> Trial:
+    """Without what the launcher prints for the engine's ears."""
+    return Trial(done.ok, LOOP_LINE.sub("", done.detail).strip())
 
 
 def _stage_words(stage: str, owner: int, config: str, program: int) -> list[str]:
@@ -420,58 +422,3 @@ def _unified_mount() -> str:
         if "cgroup2" in fields[6:]:
             return fields[4]
     return "/sys/fs/cgroup/unified"
-
-
-def _reason(output: str) -> str:
-    """The last lines that a tool printed, as one."""
-    return "; ".join(line.strip() for line in output.splitlines()[-3:] if line.strip())[:500]
-
-
-def _own_range(path: Path) -> SubidRange:
-    ranges = subid_ranges_of(read_subids(path), _user_name(), os.geteuid())
-    for each in ranges:
-        if each.count >= _SANDBOX_IDS:
-            return each
-    raise PermissionError(f"{path} has no range of {_SANDBOX_IDS} ids for {_user_name() or os.geteuid()}")
-
-
-def write_own_maps(pid: int) -> None:
-    """Map an unprivileged user's own ids and its subordinate ones into a new user namespace, by the setuid helpers."""
-    own = {
-        "newuidmap": (os.geteuid(), _own_range(_SUBID_FILES[0])),
-        "newgidmap": (os.getegid(), _own_range(_SUBID_FILES[1])),
-    }
-    for helper, (identity, extra) in own.items():
-        program = shutil.which(helper)
-        if program is None:
-            raise FileNotFoundError(f"newuidmap and newgidmap are missing ({helper})")
-        done = _run([program, str(pid), "0", str(identity), "1", "1", str(extra.first), str(extra.count)])
-        if not done.ok:
-            raise PermissionError(f"{helper}: {_reason(done.detail)}")
-
-
-def _run_in_userns(launcher: Path, text: str, fds: tuple[int, ...]) -> Trial:
-    """Start the launcher in a user namespace of its own, write the maps when it asks for them, wait for its end."""
-    ours, theirs = socket.socketpair()
-    with ours, theirs, tempfile.TemporaryFile() as output:
-        words = f"userns\0{theirs.fileno()}\0{text}"
-        child = subprocess.Popen(
-            [str(launcher)], stdin=subprocess.PIPE, stdout=output, stderr=output, pass_fds=(theirs.fileno(), *fds)
-        )
-        try:
-            theirs.close()
-            ours.settimeout(_TOOL_TIMEOUT_S)
-            assert child.stdin is not None
-            with child.stdin:
-                child.stdin.write(words.encode())
-            if ours.recv(1) == b"u":
-                write_own_maps(child.pid)
-                ours.send(b"m")
-            code = child.wait(_TOOL_TIMEOUT_S)
-        except (OSError, subprocess.SubprocessError) as error:
-            return Trial(False, str(error))
-        finally:
-            child.kill()
-            child.wait()
-        output.seek(0)
-        return Trial(code == 0, output.read(_MAX_OUTPUT_BYTES).decode(errors="replace").strip())

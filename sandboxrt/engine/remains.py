@@ -22,6 +22,8 @@ __all__ = [
     "has_files",
     "has_nothing",
     "record_folder",
+    "record_groups",
+    "recorded_groups",
     "records_in",
 ]
 
@@ -29,6 +31,7 @@ SESSIONS_FOLDER = "sessions"
 """In a container's folder: what its owner remembers of commands. Nothing that programs inside wrote as files."""
 _END_TIMEOUT_S = 10.0
 _RECORD = "run."
+_GROUPS = "groups"
 
 
 @attrs.frozen
@@ -68,6 +71,19 @@ def records_in(folder: Path) -> tuple[Path, ...]:
     return tuple(sorted(folder.glob(f"{_RECORD}*")))
 
 
+def record_groups(record: Path, hierarchy: Hierarchy) -> None:
+    """Write down, beside the runtime's record, where a container's control groups are: another process has others."""
+    (record / _GROUPS).write_text(hierarchy.to_record())
+
+
+def recorded_groups(record: Path) -> Hierarchy | None:
+    """Where a container's control groups are, or were; ``None`` where that was not written down."""
+    try:
+        return Hierarchy.from_record((record / _GROUPS).read_text())
+    except (OSError, ValueError):
+        return None
+
+
 def find_remains(
     folder: Path, container_id: str | None, hierarchy: Hierarchy, loops: Mapping[str, str] | None = None
 ) -> Remains:
@@ -77,11 +93,14 @@ def find_remains(
         folder: The sandbox's folder.
         container_id: The container's; ``None`` where this folder is a copy, or from before a reboot, so that nothing
             that runs can be its own.
-        hierarchy: Where control groups are.
+        hierarchy: Where control groups are, if its record does not say it.
         loops: What :func:`~sandboxrt.engine.loops.backings` said, for those who ask for many; looked for where left
             out.
     """
-    cgroups = None if container_id is None else SandboxCgroups(hierarchy, container_id)
+    cgroups = None
+    if container_id is not None:
+        recorded = recorded_groups(record_folder(folder, container_id))
+        cgroups = SandboxCgroups(recorded or hierarchy, container_id)
     return Remains(
         pids=frozenset() if cgroups is None else cgroups.members(),
         groups=() if cgroups is None else tuple(group for group in cgroups.folders if group.is_dir()),

@@ -24,12 +24,10 @@ import trio
 
 from sandboxrt.actors import raising_plainly
 from sandboxrt.engine.base import Engine
-from sandboxrt.engine.probe import find_runtime
-from sandboxrt.engine.requirements import require_runtime
 from sandboxrt.errors import ResourceNotFoundError, SandboxClientError, ValidationError
 from sandboxrt.host.config import HostConfig
 from sandboxrt.host.host import Host
-from sandboxrt.host.opening import open_host
+from sandboxrt.host.opening import default_engine, open_host
 from sandboxrt.host.ports import HostState
 from sandboxrt.protocol.service_urls import ServiceSite
 from sandboxrt.server.app import App, AppSettings
@@ -208,7 +206,8 @@ async def open_server(
         auth_file = settings.app.auth_file or await trio.to_thread.run_sync(_no_credentials, settings.host.state_dir)
         config = attrs.evolve(settings.host, keep=True)
         if engine is None:
-            require_runtime(await find_runtime(config.runtime))
+            # Whoever starts it is there to read why no sandbox can run; whoever asks for one later is not.
+            await default_engine(config).report()
         host = await stack.enter_async_context(open_host(config, engine=engine, state=state))
         url = url.rstrip("/")
         told = attrs.evolve(settings.app, public_url=url, site=settings.site(url, port), auth_file=auth_file)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import trio
 from click.testing import CliRunner, Result
 
 from sandboxrt.cli import main
+from sandboxrt.host.doctor.trial import Tried
 from sandboxrt.models import DEFAULT_REQUIRE, Isolation, IsolationFinding, IsolationReport
 from sandboxrt.store import Store
 
@@ -45,7 +47,8 @@ def test_a_host_that_can_do_all_is_ready(tmp_path: Path) -> None:
     for prop in Isolation:
         assert prop.value in result.output
     assert "MISSING" not in result.output
-    assert result.output.rstrip().endswith("Ready: sandboxes are created with the default requirements and limits.")
+    assert f"Ready: a sandbox with these requirements and limits was made and used in {tmp_path}." in result.output
+    assert [path.name for path in tmp_path.iterdir() if path.name not in ("templates", "tools")] == []
     assert "sudo apt-get install runsc" in result.output
 
 
@@ -57,6 +60,8 @@ def test_json_has_every_property_with_what_is_needed(tmp_path: Path) -> None:
     assert found["runtime"].startswith("runc ")
     assert found["state_dir"] == str(tmp_path)
     assert set(found["properties"]) == {prop.value for prop in Isolation}
+    steps = ["start", "command", "limits", "tree kill", "files", "port", "terminal", "end"]
+    assert found["trial"] == {"ok": True, "done": steps, "failed": None, "detail": "", "fix": None}
     assert found["properties"]["memory-limit"]["needed"] is True
     assert found["properties"]["guest-kernel"] == {
         "achieved": False,
@@ -89,12 +94,44 @@ def test_only_limits_missing_names_the_option(tmp_path: Path, monkeypatch: pytes
     async def probe_host(runtime: str, state_dir: Path) -> Probe:
         return Probe(report)
 
+    async def try_sandbox(engine: object, *, allow_unenforced_limits: bool, **how: object) -> Tried:
+        return Tried(("start",)) if allow_unenforced_limits else Tried((), "start", "refused")
+
     monkeypatch.setattr(sys.modules["sandboxrt.cli.doctor"], "probe_host", probe_host)
+    monkeypatch.setattr(sys.modules["sandboxrt.cli.doctor"], "try_sandbox", try_sandbox)
     result = run("--state-dir", str(tmp_path))
     assert result.exit_code == 1
     assert "--allow-unenforced-limits" in result.output
     assert "[so] it is" in result.output, "the tools' words are no markup"
     assert result.output.count("do [this]") == 1, "one fix for many is said once"
+
+
+def test_no_probe_overrules_a_sandbox_that_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The runtime passes every question and still cannot do what a sandbox needs."""
+    script = tmp_path / "crun"
+    real = shutil.which("crun")
+    script.write_text(f'#!/bin/sh\ncase $* in *--detach*) echo it rains >&2; exit 1;; esac\nexec {real} "$@"\n')
+    script.chmod(0o755)
+    result = run("--state-dir", str(tmp_path / "s"), "--runtime", str(script))
+    assert result.exit_code == 1, result.output
+    assert "MISSING" not in result.output
+    assert "Not ready: a sandbox was tried, and failed at its start: " in result.output
+    assert "it rains" in result.output
+    told = json.loads(run("--state-dir", str(tmp_path / "s"), "--runtime", str(script), "--json").output)
+    assert (told["ready"], told["trial"]["failed"]) == (False, "start")
+
+
+def test_what_is_required_is_tried(tmp_path: Path) -> None:
+    result = run("--state-dir", str(tmp_path), "--require", "guest-kernel")
+    assert result.exit_code == 1
+    assert "refused for want of guest-kernel" in result.output
+    assert "sudo apt-get install runsc" in result.output
+
+
+def test_limits_that_cannot_be_are_tried(tmp_path: Path) -> None:
+    result = run("--state-dir", str(tmp_path), "--disk", "9t")
+    assert result.exit_code == 1
+    assert "failed at its start: a disk can have at most" in result.output
 
 
 def test_a_state_folder_that_cannot_be_is_a_clean_error(tmp_path: Path) -> None:

@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-from sandboxrt.engine.hierarchy import CgroupKind, Hierarchy, detect, this_host
+import attrs
+import pytest
+
+from sandboxrt.engine.hierarchy import READ_ONLY, CgroupKind, Hierarchy, detect, this_host
 
 SANDBOX = "0123456789abcdef0123456789abcdef"
 FS = Path("/sys/fs/cgroup")
@@ -150,3 +153,83 @@ def test_this_host_is_one_of_them() -> None:
     assert found.kind in CgroupKind
     assert all(mount.is_dir() for mount in found.mounts)
     assert found.usable or found.reason
+
+
+def manage(own: str, *, delegated: Iterable[str] = (), writable: Iterable[str] | None = None) -> Hierarchy:
+    """What is made of a v2 host where systemd rules and has given the groups of `delegated` away."""
+    marked = {FS / each.lstrip("/") for each in delegated}
+    folders = None if writable is None else {FS / each.lstrip("/") for each in writable}
+    return detect(
+        V2_ROOT_MOUNTS,
+        f"0::{own}\n",
+        read=lambda path: "cpu memory pids" if path.name == "cgroup.controllers" else "",
+        is_writable=lambda path: folders is None or path in folders or path.parent in folders,
+        is_delegated=lambda path: path in marked,
+    )
+
+
+SERVICE = "/system.slice/sandboxrt.service"
+
+
+@pytest.mark.parametrize("own", [SERVICE, f"{SERVICE}/host", f"{SERVICE}/a/b"])
+def test_sandboxes_of_a_delegated_unit_are_below_its_own_group(own: str) -> None:
+    found = manage(own, delegated=[SERVICE])
+    assert found.parent == f"{SERVICE}/sandboxrt"
+    assert (found.unified, found.base, found.delegated, found.asks) == (FS, FS / SERVICE[1:], True, False)
+    assert found.controllers == {"cpu", "memory", "pids"}
+
+
+@pytest.mark.parametrize(
+    ("own", "delegated"),
+    [
+        (SERVICE, []),
+        ("/user.slice/user-0.slice/session-2.scope", ["/user.slice/user-0.slice/user@0.service"]),
+        # What is above is the user's own service manager's, not ours.
+        ("/user.slice/user-0.slice/user@0.service/app.slice/run-1.scope", ["/user.slice/user-0.slice/user@0.service"]),
+        # In a container whose own service manager has all that it sees.
+        ("/system.slice/a.service", ["/"]),
+        ("/", ["/"]),
+    ],
+)
+def test_nothing_is_made_behind_the_service_managers_back(own: str, delegated: list[str]) -> None:
+    found = manage(own, delegated=delegated)
+    assert found.asks
+    assert not found.usable
+    assert "Delegate=" in found.reason
+
+
+def test_a_user_asks_its_own_service_manager_only_from_below_it() -> None:
+    own = f"{USER_SERVICE}/app.slice/run-u1.scope"
+    writable = [USER_SERVICE, f"{USER_SERVICE}/app.slice", own]
+    assert manage(own, delegated=[USER_SERVICE], writable=writable).asks
+    assert manage(own, delegated=[own], writable=writable).parent == f"{own}/sandboxrt"
+    session = manage("/user.slice/user-1000.slice/session-3.scope", writable=writable)
+    assert (session.asks, session.usable) == (False, False)
+
+
+def test_a_group_that_was_given_by_hand_is_used_as_it_is() -> None:
+    assert manage("/mine/shell", writable=["/mine", "/mine/shell"]).parent == "/mine/sandboxrt"
+    inside = f"{SERVICE}/alice"
+    assert manage(inside, delegated=[SERVICE], writable=[inside]).parent == f"{inside}/sandboxrt"
+
+
+def test_read_only_groups_are_said_to_be() -> None:
+    mounts = V2_ROOT_MOUNTS.replace("cgroup2 rw,", "cgroup2 ro,")
+    found = detect(mounts, f"0::{SERVICE}\n", read=lambda _: "", is_writable=lambda _: False)
+    assert (found.usable, found.reason) == (False, READ_ONLY)
+
+
+@pytest.mark.parametrize("found", [this_host(), manage(SERVICE, delegated=[SERVICE]), look(V1_MOUNTS, "5:memory:/\n")])
+def test_where_groups_are_can_be_written_down(found: Hierarchy) -> None:
+    again = Hierarchy.from_record(attrs.evolve(found, nested=True).to_record())
+    assert [again.folder(mount, SANDBOX) for mount in again.mounts] == [
+        found.folder(mount, SANDBOX) for mount in found.mounts
+    ]
+    assert again.limiting_folder("memory", SANDBOX) == found.limiting_folder("memory", SANDBOX)
+    assert again.nested
+
+
+@pytest.mark.parametrize("text", ["", "{}", "[]", "7", '{"unified": null, "v1": [], "parent": "/", "nested": false}'])
+def test_what_is_no_record_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match=""):
+        Hierarchy.from_record(text)

@@ -8,6 +8,7 @@ from typing import Any
 import attrs
 import pytest
 
+from sandboxrt.engine.causes import Surroundings
 from sandboxrt.engine.findings import HostFacts, RuntimeFacts, Trial, isolation_report
 from sandboxrt.engine.hierarchy import CgroupKind, Hierarchy
 from sandboxrt.engine.idmap import SubidRange
@@ -85,13 +86,14 @@ def test_a_user_with_a_delegated_subtree_has_its_limits() -> None:
     ("detail", "fix"),
     [
         ("newuidmap and newgidmap are missing (newuidmap)", "sudo apt-get install uidmap"),
-        ("/etc/subuid has no range of 65536 ids for alice", "sudo usermod --add-subuids 100000-165535"),
-        ("EPERM", "sudo sysctl -w user.max_user_namespaces=65536"),
+        ("/etc/subuid has no range of 65536 ids for alice", "sudo usermod --add-subuids 100000-165535 --add-subgids"),
+        ("namespace: user: No space left on device", "sudo sysctl -w user.max_user_namespaces=65536"),
     ],
 )
 def test_a_user_without_a_user_namespace_is_told_why(detail: str, fix: str) -> None:
     no = Trial(False, detail)
-    facts = attrs.evolve(USER_ON_V2, userns=no, container=no)
+    around = Surroundings(user="alice", is_root=False, closed=("user.max_user_namespaces",))
+    facts = attrs.evolve(USER_ON_V2, userns=no, container=no, around=around)
     assert missing(facts) >= DEFAULT_REQUIRE
     said = isolation_report(facts).findings[Isolation.USER_NAMESPACE].fix
     assert said is not None
@@ -122,9 +124,15 @@ def test_a_user_without_a_user_namespace_is_told_why(detail: str, fix: str) -> N
             "move those ranges",
         ),
         ({"idmap": Trial(False, "idmap: EINVAL")}, Isolation.UID_BLOCK, "EINVAL", "use Linux 5.19"),
-        ({"loop": Trial(False, "disk: /dev/loop-control")}, Isolation.DISK_LIMIT, "loop", "sudo modprobe loop"),
+        (
+            {"loop": Trial(False, "disk: /dev/loop-control: No such file or directory")},
+            Isolation.DISK_LIMIT,
+            "loop",
+            "sudo modprobe loop",
+        ),
         ({"loop": Trial(False, "mkfs.ext4 is missing")}, Isolation.DISK_LIMIT, "mkfs", "sudo apt-get install e2fs"),
-        ({"overlay": NO}, Isolation.DISK_LIMIT, "EPERM", "sudo modprobe overlay"),
+        ({"overlay": Trial(False, "overlay: m: No such device")}, Isolation.DISK_LIMIT, "overlay", "sudo modprobe ove"),
+        ({"overlay": NO}, Isolation.DISK_LIMIT, "EPERM", "its own words say why"),
         ({"inotify": NO}, Isolation.INOTIFY_LIMIT, "EPERM", "use a kernel"),
         (
             {"hierarchy": Hierarchy(kind=CgroupKind.NONE, reason="no cgroup file system"), "cgroups": NO},
@@ -132,7 +140,7 @@ def test_a_user_without_a_user_namespace_is_told_why(detail: str, fix: str) -> N
             "no cgroup file system",
             "sudo mount -t cgroup2",
         ),
-        ({"cgroups": Trial(False, "EBUSY")}, Isolation.PIDS_LIMIT, "EBUSY", "move the processes"),
+        ({"cgroups": Trial(False, "EBUSY")}, Isolation.PIDS_LIMIT, "EBUSY", "its own words say why"),
     ],
 )
 def test_what_root_lacks_is_said_with_its_fix(change: dict[str, Any], prop: Isolation, detail: str, fix: str) -> None:
@@ -162,3 +170,11 @@ def test_options_of_the_runtimes() -> None:
     assert flags("/opt/bin/crun", False) == ["--cgroup-manager=disabled"]
     assert flags("runsc", True) == ["--network=none"]
     assert "--network=none" in flags("runsc", False)
+
+
+def test_one_cause_is_one_detail_and_one_fix() -> None:
+    no = Trial(False, "sandboxes need the small program launch.c, and it cannot be compiled here (no compiler)")
+    facts = attrs.evolve(ROOT_ON_V2, container=no, cgroups=no, userns=no, overlay=no, idmap=no, loop=no, inotify=no)
+    report = isolation_report(facts)
+    lacking = [finding for prop, finding in report.findings.items() if prop is not Isolation.GUEST_KERNEL]
+    assert len({(finding.detail, finding.fix) for finding in lacking}) == 1

@@ -19,7 +19,8 @@ from sandboxrt.engine.base import Captured
 from sandboxrt.engine.init import build_tool
 from sandboxrt.engine.launch.program import reap, spawn_launcher
 from sandboxrt.engine.launch.words import meaning
-from sandboxrt.engine.probe import LAUNCH_SOURCE, write_own_maps
+from sandboxrt.engine.own_userns import write_own_maps
+from sandboxrt.engine.probe import LAUNCH_SOURCE
 from sandboxrt.errors import ResourceCreationError
 from sandboxrt.threads import run_blocking
 
