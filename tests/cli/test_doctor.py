@@ -19,6 +19,7 @@ from sandboxrt.cli import main
 from sandboxrt.host.doctor.trial import Tried
 from sandboxrt.models import DEFAULT_REQUIRE, Isolation, IsolationFinding, IsolationReport
 from sandboxrt.store import Store
+from tests.rootless import as_user
 
 pytestmark = pytest.mark.container
 
@@ -48,7 +49,7 @@ def test_a_host_that_can_do_all_is_ready(tmp_path: Path) -> None:
         assert prop.value in result.output
     assert "MISSING" not in result.output
     assert f"Ready: a sandbox with these requirements and limits was made and used in {tmp_path}." in result.output
-    assert [path.name for path in tmp_path.iterdir() if path.name not in ("templates", "tools")] == []
+    assert list(tmp_path.glob("probe-*")) == []
     assert "sudo apt-get install runsc" in result.output
 
 
@@ -132,6 +133,29 @@ def test_limits_that_cannot_be_are_tried(tmp_path: Path) -> None:
     result = run("--state-dir", str(tmp_path), "--disk", "9t")
     assert result.exit_code == 1
     assert "failed at its start: a disk can have at most" in result.output
+
+
+BOTH = """
+import sys
+from click.testing import CliRunner
+from sandboxrt.cli import main
+for words in (["doctor"], ["run"]):
+    tail = ["--", "true"] if words == ["run"] else []
+    result = CliRunner(env={"COLUMNS": "200"}).invoke(main, [*words, "--state-dir", sys.argv[1], *tail])
+    print(result.exit_code, result.output, sep="\\n", end="\\0")
+"""
+
+
+def test_a_create_says_what_the_doctor_says_and_each_says_it_once(tmp_path: Path) -> None:
+    done = as_user(tmp_path, "", BOTH, str(tmp_path / "state"))
+    assert done.returncode == 0, done.stderr
+    doctor, create = (part.split("\n", 1) for part in done.stdout.split("\0")[:2])
+    assert (doctor[0], create[0]) == ("1", "125")
+    cause, fix = "stranger has no subordinate ids in /etc/subuid and /etc/subgid", "sudo usermod --add-subuids"
+    for said in (doctor[1], create[1]):
+        assert said.count(cause) == 1, said
+        assert said.count(fix) == 1, said
+    assert "[Isolation]" in create[1]
 
 
 def test_a_state_folder_that_cannot_be_is_a_clean_error(tmp_path: Path) -> None:

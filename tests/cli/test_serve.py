@@ -8,6 +8,7 @@ import pytest
 from click.testing import CliRunner
 
 from sandboxrt.cli import main
+from tests.rootless import as_user
 from tests.serving import serving
 
 
@@ -58,3 +59,20 @@ def test_a_default_snapshot_that_does_not_exist_yet(tmp_path: Path) -> None:
     (tmp_path / "server.log").unlink()
     with serving(tmp_path):
         assert "default snapshot" not in (tmp_path / "server.log").read_text(), "nothing to say of the built-in one"
+
+
+SERVE = """
+import sys
+from sandboxrt.cli import main
+main(["serve", "--port", "0", "--insecure-no-auth", "--state-dir", sys.argv[1]])
+"""
+
+
+@pytest.mark.container
+def test_a_user_for_whom_no_sandbox_can_run_is_told_at_the_start(tmp_path: Path) -> None:
+    done = as_user(tmp_path, "", SERVE, str(tmp_path / "state"))
+    assert done.returncode == 1
+    assert "sandboxes cannot run here: stranger has no subordinate ids" in done.stderr
+    assert "sudo usermod --add-subuids" in done.stderr
+    assert "serves" not in done.stderr
+    assert "Traceback" not in done.stderr
