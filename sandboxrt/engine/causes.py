@@ -149,6 +149,12 @@ def _proc(around: Surroundings, found: re.Match[str]) -> Cause | None:
     )
 
 
+def _host_name(around: Surroundings, found: re.Match[str]) -> Cause | None:
+    if not around.unit:
+        return None
+    return Cause("no host name may be set here, not even a sandbox's own", around.in_unit("ProtectHostname=no"))
+
+
 def _loop_missing(around: Surroundings, found: re.Match[str]) -> Cause | None:
     what = "there is no /dev/loop-control"
     if around.own_devices and around.unit:
@@ -244,6 +250,7 @@ _RULES = (
     _Rule(r"namespace: /: ", _forbidden_mounts),
     _Rule(r"mount point: .*Function not implemented|openat2.*(not implemented|ENOSYS)", _no_openat2),
     _Rule(r"mount `?proc`? to `?/?proc`?: |mounting \"?proc\"? to rootfs at \"?/proc", _proc),
+    _Rule(r"sethostname: Operation not permitted", _host_name),
     _Rule(r"/dev/loop-control: No such file", _loop_missing),
     _Rule(r"disk: (/dev/loop\S*|LOOP\w+): (Operation not permitted|Permission denied)", _loop_refused),
     _Rule(

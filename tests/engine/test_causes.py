@@ -51,6 +51,11 @@ OPENAT2 = "mount point: /var/lib/sandboxrt/probe-x/mounted: Function not impleme
         ),
         (OPENAT2, UNIT, "sudo systemctl edit sandboxrt.service, and set RestrictSUIDSGID=no"),
         (OPENAT2, ROOT, "use Linux 5.10 or newer"),
+        (
+            "crun 1.8.1 does not run a container here: sethostname: Operation not permitted",
+            UNIT,
+            "sudo systemctl edit sandboxrt.service, and set ProtectHostname=no",
+        ),
         (PROC_CRUN, UNIT, "sudo systemctl edit sandboxrt.service, and set ProtectKernelTunables=no"),
         (PROC_RUNC, UNIT, "sudo systemctl edit sandboxrt.service, and set ProtectKernelTunables=no"),
         (PROC_CRUN, CONTAINER, "start the container that this is in with --security-opt systempaths=unconfined"),
