@@ -224,7 +224,11 @@ def _read_only_folder(around: Surroundings, found: re.Match[str]) -> Cause | Non
 
 _RULES = (
     _Rule(
-        r"cannot be compiled here",
+        r"compiling it took too long",
+        _always("this machine is too busy to compile a small C program", "try again when it has less to do"),
+    ),
+    _Rule(
+        r"cannot be compiled here(?!.*(No space left|Read-only file))",
         _always(
             "sandboxes need a small C program, and there is no compiler for it", "sudo apt-get install gcc libc6-dev"
         ),

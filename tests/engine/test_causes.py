@@ -22,6 +22,8 @@ OPENAT2 = "mount point: /var/lib/sandboxrt/probe-x/mounted: Function not impleme
     ("words", "around", "fix"),
     [
         ("sandboxes need launch.c, and it cannot be compiled here (none of cc, gcc)", ROOT, "sudo apt-get install gcc"),
+        ("launch.c, and it cannot be compiled here ([Errno 28] No space left on device)", ROOT, "free space there"),
+        ("launch.c, and compiling it took too long (cc did not end within 300 s)", ROOT, "try again"),
         ("no space left on this host for the disk of a sandbox, below /x", ROOT, "free space there: df -h"),
         ("write: init: No space left on device", ROOT, "free space there"),
         ("newuidmap and newgidmap are missing (newuidmap)", USER, "sudo apt-get install uidmap"),
