@@ -99,6 +99,7 @@ class Account:
         is_frozen: It stands still.
         use: Its disk when it was last looked at.
         wrote: How much it has taken lately.
+        placed: Its disk when everything on it was last written out.
     """
 
     disk: MountedDisk
@@ -108,12 +109,18 @@ class Account:
     is_frozen: bool = False
     use: DiskUse | None = None
     wrote: float = 0.0
+    placed: DiskUse | None = None
 
     def note(self, use: DiskUse) -> None:
         """Take in a new look at its disk."""
         if self.use is not None:
             self.wrote = self.wrote * _FORGET + max(0, use.taken - self.use.taken)
         self.use = use
+
+    @property
+    def is_placed(self) -> bool:
+        """Whether nothing has changed on it since everything was written out, as far as that is seen."""
+        return self.use is None or self.use == self.placed
 
     @property
     def owed(self) -> int:
@@ -144,7 +151,7 @@ class DiskLedger:
     _writer: trio.CapacityLimiter = attrs.field(factory=lambda: trio.CapacityLimiter(1), init=False)
     _is_near: bool = attrs.field(default=False, init=False)
     _is_late: trio.Event = attrs.field(factory=trio.Event, init=False)
-    """Set while more is accepted without a place than the ballast could make good."""
+    """Set while something may be accepted without a place, where another program could take that at any moment."""
 
     async def admit(
         self,
@@ -200,10 +207,12 @@ class DiskLedger:
         while True:
             await self._is_late.wait()
             for account in list(self._own.values()):
-                if account.use is not None and account.use.waiting:
-                    with contextlib.suppress(OSError):  # it ends at this moment, or its users are told
+                if not account.is_placed:
+                    with contextlib.suppress(OSError, ValueError):  # it ends at this moment, or its users are told
                         await run_blocking(self._writer, account.disk.write_out)
+                        account.placed = await run_blocking(self._writer, account.disk.use)
             self._is_late = trio.Event()
+            await trio.sleep(_NEAR_S)
 
     def _pause_s(self) -> float:
         if self._is_near:
@@ -227,8 +236,7 @@ class DiskLedger:
             await run_blocking(self._thread, self._search)
         plan = await run_blocking(self._thread, self._measure_and_set)
         self._is_near = plan.is_near
-        waiting = sum(account.use.waiting for account in self._own.values() if account.use is not None)
-        if plan.is_near and waiting > (0 if plan.is_broken else self.room.ballast.size):
+        if plan.is_near and not all(account.is_placed for account in self._own.values()):
             self._is_late.set()
         if plan.is_broken:
             await run_blocking(self._thread, self.room.tend_ballast)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 MIB = 1024**2
-TIMEOUT_S = 240
+TIMEOUT_S = 540
 
 
 def run_inside(scenario: str, tmp_path: Path, *arguments: str, size_bytes: int = 300 * MIB) -> str:

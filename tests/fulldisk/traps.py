@@ -21,7 +21,6 @@ MIB = 1024**2
 FOLDER = Path(os.environ.get("STATE_FOLDER", "/nonexistent"))
 TRAP = FOLDER.with_name("trap")
 FILLER = FOLDER / "filler"
-EVERYTHING = os.environ.get("FILL") == "everything"
 METHODS: dict[str, tuple[type, str]] = {
     "record": (Store, "add_sandbox"),
     "status": (Store, "set_sandbox_status"),
@@ -45,11 +44,10 @@ def free_bytes() -> int:
     return found.f_bavail * found.f_frsize
 
 
-def fill(leave_bytes: int = 0) -> None:
-    """Another program takes everything that is left on the file system at once.
+def fill(leave_bytes: int = 0, *, everything: bool = False) -> None:
+    """Another program takes all that is left on the file system at once.
 
-    An ordinary user's, or (with the environment's ``FILL`` set to ``everything``) one of root's, which takes the
-    reserve of the file system's root, too.
+    An ordinary user's; one of root's takes ``everything``, the reserve of the file system's root, too.
     """
     fd = os.open(FILLER, os.O_RDWR | os.O_CREAT, 0o600)
     try:
@@ -57,7 +55,7 @@ def fill(leave_bytes: int = 0) -> None:
         for step in (64 * MIB, MIB, 65536, 4096, 1024):
             while True:
                 found = os.statvfs(FOLDER)
-                left = found.f_bfree if EVERYTHING else found.f_bavail
+                left = found.f_bfree if everything else found.f_bavail
                 if left * found.f_frsize < leave_bytes + step:
                     break
                 try:
