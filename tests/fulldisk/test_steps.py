@@ -25,9 +25,13 @@ def test_at_each_step_of_each_operation(mode: str, tmp_path: Path) -> None:
         if row.startswith(f"| {mode} |")
     ]
     assert len(found) == 41
-    assert {answer for _, answer in found} == TYPED
     for (operation, step), answer in found:
-        if operation in ("stop", "delete", "write", "output"):
+        if operation == "output":
+            # What cannot be kept for a reader who is slower is a loss that is told.
+            assert answer in ("done", "OutputLostError")
+            continue
+        assert answer in TYPED, (operation, step)
+        if operation in ("stop", "delete", "write"):
             assert answer == "done", (operation, step)
         elif step == "all the time":
             assert answer == "HostDiskFullError", (operation, step)
