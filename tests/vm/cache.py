@@ -25,7 +25,11 @@ def key_of(*parts: object) -> str:
 
 
 def digest_of_data(path: Path) -> str:
-    """A digest of a file's size, of where it has data and of that data: holes are not read."""
+    """A digest of a file's size and content, which reads no more of its holes than it must.
+
+    What counts as a hole may change by itself (room that is reserved and was never written is one until somebody reads
+    it), so blocks of zeros are left out wherever they come from.
+    """
     digest = hashlib.blake2b(digest_size=16)
     with path.open("rb", buffering=0) as file:
         size = os.fstat(file.fileno()).st_size
@@ -33,18 +37,14 @@ def digest_of_data(path: Path) -> str:
         offset = 0
         while offset < size:
             try:
-                offset = os.lseek(file.fileno(), offset, os.SEEK_DATA)
+                offset = os.lseek(file.fileno(), offset, os.SEEK_DATA) // _BLOCK * _BLOCK
             except OSError:  # ENXIO: nothing but a hole up to the end
                 break
-            end = os.lseek(file.fileno(), offset, os.SEEK_HOLE)
-            digest.update(b"%d-%d:" % (offset, end))
-            os.lseek(file.fileno(), offset, os.SEEK_SET)
-            while offset < end:
-                block = file.read(min(_BLOCK, end - offset))
-                if not block:
-                    break
+            block = os.pread(file.fileno(), _BLOCK, offset)
+            if block.count(0) != len(block):
+                digest.update(b"%d:" % offset)
                 digest.update(block)
-                offset += len(block)
+            offset += _BLOCK
     return digest.hexdigest()
 
 
@@ -97,6 +97,10 @@ class Cache:
             build(building)
             (building / _MANIFEST).write_text(json.dumps(_digests(building)))
             building.rename(place)
+            if not _is_sound(place):
+                raise RuntimeError(
+                    f"{place} does not hold what was written to it a moment ago: is its disk full or damaged?"
+                )
         finally:
             shutil.rmtree(building, ignore_errors=True)
 

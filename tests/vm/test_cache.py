@@ -134,6 +134,26 @@ def test_a_digest_tells_where_data_lies(tmp_path: Path) -> None:
     assert len(digests) == 3
 
 
+def test_a_digest_is_of_what_is_read_and_not_of_how_it_is_stored(tmp_path: Path) -> None:
+    digests = set()
+    for how in ("hole", "zeros", "reserved"):
+        file = tmp_path / how
+        with file.open("wb") as stream:
+            stream.write(b"x" * 5000)
+            if how == "zeros":
+                stream.write(bytes(3 * MIB))
+            elif how == "reserved":
+                stream.flush()
+                os.posix_fallocate(stream.fileno(), 5000, 3 * MIB)
+            stream.truncate(5000 + 3 * MIB)
+            stream.seek(2 * MIB)
+            stream.write(b"y")
+        digests.add(digest_of_data(file))
+        file.read_bytes()
+        digests.add(digest_of_data(file))
+    assert len(digests) == 1
+
+
 def test_a_key_follows_all_that_it_is_made_of() -> None:
     assert key_of("a", {"b": 1, "c": 2}) == key_of("a", {"c": 2, "b": 1})
     assert len({key_of("a"), key_of("b"), key_of("a", ()), key_of("a", ("b",)), key_of(("a", "b"))}) == 5
