@@ -12,6 +12,7 @@ Source: design.md §5, protocol.md §4.
 
 from __future__ import annotations
 
+import math
 import signal
 from collections.abc import Callable
 from typing import Protocol
@@ -41,6 +42,8 @@ class CommandSettings:
     Attributes:
         replay_memory_bytes: How much of each stream is kept in memory.
         replay_spill_bytes: How much more of each stream is kept on disk.
+        least_start_s: How long a start may take, however short the command's own timeout is.
+        most_start_s: How long it may take, however long that is.
         term_grace_s: Between SIGTERM and SIGKILL after a timeout.
         kill_grace_s: How long SIGKILL may take before the command's end is reported regardless.
         drain_grace_s: How long to wait for the end of the streams once the leader was reaped.
@@ -49,6 +52,8 @@ class CommandSettings:
 
     replay_memory_bytes: int = 16 * 1024**2
     replay_spill_bytes: int = 1024**3
+    least_start_s: float = 10.0
+    most_start_s: float = 60.0
     term_grace_s: float = 2.0
     kill_grace_s: float = 10.0
     drain_grace_s: float = 0.05
@@ -256,15 +261,23 @@ class Command:
             self._finish(frame)
 
     async def _start(self) -> None:
+        settings = self._settings
+        limit_s = min(max(self.request.timeout_s or math.inf, settings.least_start_s), settings.most_start_s)
         try:
-            self._process = process = await self._surroundings.start(self.request)
+            # A child that waits to be released, or is about to become the program, can be stopped from inside.
+            with trio.move_on_after(limit_s) as scope:
+                self._process = await self._surroundings.start(self.request)
+            if scope.cancelled_caught:
+                self._finish(ErrorFrame(f"The command did not start within {limit_s:g} seconds, and was ended"))
+                return
         except StartError as error:
             self.never_ran = True
             gone = self._surroundings.gone.is_set()
             self._finish(self._surroundings.end_frame() if gone else error.frame)
             return
+        assert self._process is not None
         self.lifecycle.started_at = trio.current_time()
-        self.pid = process.pid
+        self.pid = self._process.pid
         self.changed.unpark_all()
 
     async def _live(self, process: Process, nursery: trio.Nursery) -> None:

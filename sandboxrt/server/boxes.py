@@ -33,13 +33,14 @@ from sandboxrt.protocol.rest_wire import (
 from sandboxrt.server.auth import Tenant, tenant_of
 from sandboxrt.server.in_time import instead, never_twice
 from sandboxrt.server.paths import parameter
-from sandboxrt.server.replies import pass_over_body, read_json
+from sandboxrt.server.replies import BodyError, pass_over_body, read_json
 
 __all__ = ["Boxes", "whole"]
 
 _STOP_S: Final = 8.0
 _WITHOUT_DATAPLANE: Final = frozenset({"provisioning", "failed", "deleting"})
 _MAX_PAGE: Final = 500
+_BODY_S: Final = 10.0
 _MAX_KEY: Final = 256
 _MAX_LEASE_S: Final = 3600
 _SORTS: Final = {
@@ -89,10 +90,10 @@ class Boxes:
 
     async def _create(self, request: Request) -> Response:
         tenant = tenant_of(request)
-        with trio.move_on_after(10) as scope:
+        with trio.move_on_after(_BODY_S) as scope:
             body = await read_json(request)
         if scope.cancelled_caught:
-            raise invalid("did not arrive in time", "body")
+            raise BodyError("The body does not come: it was cut short, or is too slow", 408, "RequestTimeout")
         wanted = create_sandbox_from_json(
             body, make_name=f"sandbox-{secrets.token_hex(5)}", ceilings=self.ceilings, defaults=self.limits
         )

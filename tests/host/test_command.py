@@ -227,6 +227,20 @@ async def test_a_slow_spawn_may_be_killed_before_it_starts(
         assert outcome.exit_code == 137
 
 
+@pytest.mark.parametrize(("timeout_s", "limit_s"), [(1, 4), (8, 8), (0, 20), (300, 20)])
+async def test_a_start_that_does_not_come_about_is_given_up(
+    fake_host: OpenFake, autojump_clock: trio.testing.MockClock, timeout_s: float, limit_s: float
+) -> None:
+    bounds = CommandSettings(least_start_s=4, most_start_s=20)
+    async with fake_host(engine=FakeEngine(Faults(spawn_delay_s=1000)), command=bounds) as (host, _):
+        begun = trio.current_time()
+        outcome = await run(host, "box", "true", command_id="c", timeout_s=timeout_s)
+        assert outcome.error.error == f"The command did not start within {limit_s} seconds, and was ended"
+        assert trio.current_time() - begun == pytest.approx(limit_s, abs=1)
+        # It may have run for a moment.
+        assert (await run(host, "box", "true", command_id="c")).error.error_type == "SessionExpired"
+
+
 async def test_finished_sessions_are_bounded_in_number(
     fake_host: OpenFake, autojump_clock: trio.testing.MockClock
 ) -> None:

@@ -11,7 +11,7 @@ import trio
 from sandboxrt.errors import ResourceCreationError
 from sandboxrt.server.app import CONTROL_PREFIXES, AppSettings
 from sandboxrt.testing.fake import FakeEngine, Faults
-from tests.server.app_kit import detail, faults, site
+from tests.server.app_kit import API, detail, faults, site
 
 
 async def test_a_box_from_its_making_to_its_end(tmp_path: Path) -> None:
@@ -295,3 +295,18 @@ async def test_a_request_that_is_not_read_whole_is_told_that_its_connection_ends
             kept = await here.acme.post("/boxes/none/start", json={})
             assert (kept.status_code, kept.headers.get("connection")) == (404, None)
         assert (await here.acme.get("/boxes")).headers.get("connection") is None
+
+
+async def test_a_body_that_is_cut_short_is_said_to_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sandboxrt.server.boxes._BODY_S", 0.2)
+    async with site(tmp_path) as place:
+        head = f"POST {API}/boxes HTTP/1.1\r\nHost: x\r\nX-Api-Key: {place.secret}\r\nContent-Length: 100\r\n\r\n"
+        async with await trio.open_tcp_stream("127.0.0.1", place.server.port) as stream:
+            await stream.send_all(head.encode() + b'{"name": "bo')
+            with trio.fail_after(10):
+                answer = await stream.receive_some(65536)
+                while b"too slow" not in answer:
+                    answer += await stream.receive_some(65536)
+        assert answer.startswith(b"HTTP/1.1 408 ")
+        assert b"The body does not come: it was cut short, or is too slow" in answer
+        assert (await place.acme.get("/boxes")).json()["sandboxes"] == []
