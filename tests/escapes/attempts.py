@@ -74,7 +74,7 @@ _MODES = frozenset({"EACCES", "EPERM"})
 _NAMESPACES = ("user", "mnt", "net", "pid", "ipc", "uts", "cgroup", "time")
 _CLONED = tuple(kind for kind in _NAMESPACES if kind != "time")  # the flag's bit is the exit signal's in clone(2)
 
-_HIDDEN = "ENOENT EACCES EPERM EROFS EMPTY"
+_HIDDEN = "ENOENT EACCES EPERM EROFS EMPTY MASKED"
 _SYSCTLS = (
     "kernel/core_pattern", "kernel/modprobe", "kernel/hostname", "kernel/hotplug", "kernel/pid_max",
     "net/ipv4/ip_forward", "vm/drop_caches", "vm/overcommit_memory", "fs/file-max",
@@ -192,6 +192,9 @@ ATTEMPTS: list[Attempt] = [
     *_each(11, "SET", "no_new_privs", control=True),
     *_each(11, "FILTER", "seccomp_on", control=True),
 ]
+
+SINCE = {"file_setattr": (6, 17), "listmount": (6, 8)}
+"""The first kernels that have what an attempt asks for: older ones say ENOSYS to root, too."""
 
 assert len({attempt.id for attempt in ATTEMPTS}) == len(ATTEMPTS)
 _WORDS = {"EMPTY", "EUID"}

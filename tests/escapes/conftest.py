@@ -1,7 +1,10 @@
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import secrets
 import socket
+import struct
 import subprocess
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -11,7 +14,9 @@ import pytest
 from sandboxrt.engine.base import Layer
 from sandboxrt.engine.oci import OciEngine
 from tests.engine.oci_kit import Workplace, settled
-from tests.escapes.kit import HostCanary, build_layer, build_probe, workplace
+from tests.escapes.kit import NO_ADDRESS, HostCanary, build_layer, build_probe, workplace
+
+_SIOCGIFADDR = 0x8915
 
 
 @pytest.fixture(scope="session")
@@ -57,13 +62,14 @@ def canary(tmp_path_factory: pytest.TempPathFactory) -> Iterator[HostCanary]:
 
 
 def _own_address(datagrams: socket.socket) -> str:
-    """This host's address beyond loopback; connecting a datagram socket sends nothing."""
-    try:
-        datagrams.connect(("198.51.100.1", 9))
-    except OSError:
-        return "198.51.100.1"  # no network here either: nothing to reach, and still no route from inside
-    name: str = datagrams.getsockname()[0]
-    return name
+    """This host's address beyond loopback, of whatever interface: it need not have a route to the world."""
+    for _, name in socket.if_nameindex():
+        with contextlib.suppress(OSError):
+            found = fcntl.ioctl(datagrams, _SIOCGIFADDR, struct.pack("16s24x", name.encode()))
+            address = socket.inet_ntoa(found[20:24])
+            if not address.startswith("127."):
+                return address
+    return NO_ADDRESS  # nothing to reach, and still no route from inside
 
 
 @pytest.fixture(scope="session")

@@ -26,6 +26,8 @@ PROBE = "/bin/probe"
 SETUID_PROBE = "/bin/probe-setuid"
 HOSTNAME = "escapes"
 LIMITS = Limits(vcpus=1, mem_bytes=256 * 1024**2, pids=64, disk_bytes=64 * 1024**2, inotify_instances=32)
+NO_ADDRESS = "198.51.100.1"
+"""Stands for the host's address where it has none beyond loopback."""
 ANSWER_S = 60.0
 MAX_OUTPUT_BYTES = 16 * 1024**2
 

@@ -22,7 +22,16 @@ PROBE(read_) {
     }
     return got == 0 ? refused("EMPTY") : verdict_unless(got, EAGAIN);
 }
-PROBE(write_) { return verdict(open(argument(argc, argv, 1), O_WRONLY | O_NONBLOCK)); }
+/* A file may be masked with the null device, which opens for writing and is not that file. */
+PROBE(write_) {
+    struct stat st;
+    const char *path = argument(argc, argv, 1);
+    int fd = open(path, O_WRONLY | O_NONBLOCK);
+    if (fd >= 0 && fstat(fd, &st) == 0 && S_ISCHR(st.st_mode) && st.st_rdev == makedev(1, 3)) {
+        return refused("MASKED");
+    }
+    return verdict(fd);
+}
 PROBE(list_) {
     DIR *dir = opendir(argument(argc, argv, 1));
     struct dirent *entry;

@@ -26,8 +26,8 @@
 
 #define PROBE(name) static int name(int argc __attribute__((unused)), char **argv __attribute__((unused)))
 
-/* KEYCTL_GET_KEYRING_ID of the session keyring, made where there is none. */
-PROBE(keyctl_) { return verdict(syscall(SYS_keyctl, 0, -3, 1)); }
+/* KEYCTL_JOIN_SESSION_KEYRING, a new one of this process's own: that of a login may be revoked. */
+PROBE(keyctl_) { return verdict(syscall(SYS_keyctl, 1, NULL)); }
 PROBE(add_key_) { return verdict(syscall(SYS_add_key, "user", "sandboxrt-probe", "x", 1, -2)); }
 PROBE(request_key_) { return verdict_unless(syscall(SYS_request_key, "user", "sandboxrt-none", NULL, 0), ENOKEY); }
 

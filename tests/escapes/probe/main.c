@@ -93,7 +93,7 @@ static void batch_one(const char *spec, int confined) {
         dup2(pipefd[1], 1);
         close(pipefd[0]);
         close(pipefd[1]);
-        alarm(8);
+        alarm(confined ? 60 : 8); /* what is allowed may load modules first */
         if (confined) {
             confine();
         }
