@@ -87,7 +87,14 @@ class Run:
             ) as supplies,
         ):
             began = time.monotonic()
-            with running_machine(system, supplies, folder, self._deadline, boot_s=BOOT_S * self._patience) as machine:
+            booting = running_machine(system, supplies, folder, self._deadline, boot_s=BOOT_S * self._patience)
+            with contextlib.ExitStack() as stack:
+                try:
+                    machine = stack.enter_context(booting)
+                except RuntimeError as error:
+                    # The other guests are tried all the same.
+                    self._note(Result(str(release), "boot", False, str(error), time.monotonic() - began))
+                    return
                 kernel = machine.run("uname -r").output.strip()
                 self._note(Result(str(release), "boot", True, f"kernel {kernel}", time.monotonic() - began))
                 machine.push(ROOT, tree_of(installer), user=installer)
@@ -106,6 +113,9 @@ class Run:
             # A step that reports has said what failed; only one that could not go to its end stands for itself, too.
             if not step.reports or not checks or (not held and all(check["held"] for check in checks)):
                 self._note(Result(str(release), step.name, held, _figure(step, outcome.code, lines), outcome.seconds))
+            if step.listed:
+                for line in (line for line in lines if line.startswith(step.listed)):
+                    self._note(Result(str(release), f"{step.name}: {line}", True, "not run there, as said", 0))
             if not held:
                 _say(f"{step.name}: its last lines (exit code {outcome.code}):")
                 print("\n".join(f"    {line}" for line in lines[-_TOLD_LINES:]), flush=True)
@@ -121,7 +131,8 @@ def _figure(step: Step, code: int | None, lines: list[str]) -> str:
     if code is None:
         return "did not end in time"
     shown = [line for line in lines if step.figure in line] if step.figure else []
-    return shown[-1].strip() if shown else f"exit code {code}"
+    figure = shown[-1].strip() if shown else f"exit code {code}"
+    return "; ".join(part for part in (figure, step.note) if part)
 
 
 def _short(run: Run) -> None:

@@ -35,6 +35,8 @@ class Step:
         figure: What of its output goes into the summary: the last line that contains this.
         needed: Nothing after it makes sense when it fails.
         reports: It prints checks of its own, which stand in the summary in its place.
+        listed: Lines of its output that begin so stand in the summary, too.
+        note: What the summary adds to the figure.
     """
 
     name: str
@@ -46,6 +48,8 @@ class Step:
     figure: str = ""
     needed: bool = False
     reports: bool = False
+    listed: str = ""
+    note: str = ""
 
 
 def _guest(module: str, *arguments: str, prefix: str = "") -> str:
@@ -174,4 +178,6 @@ def suite_steps(stretch: float) -> Iterator[Step]:
             "-p no:cacheprovider 2>&1",
             limit_s=suite.limit_s,
             figure=" in ",
+            listed="SKIPPED",
+            note="; ".join(f"without {words}: {why}" for words, why in suite.left_out),
         )
