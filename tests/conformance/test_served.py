@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from sandboxrt import AsyncSandboxClient, SandboxOperationError
 from sandboxrt.client.transport.http import HttpTransport
+from sandboxrt.protocol.exec import COMMAND_TOO_LONG
 from sandboxrt.testing.conformance import ALL_CASES
 from sandboxrt.testing.fake import FakeEngine
 from sandboxrt.testing.state import memory_state
@@ -44,3 +46,17 @@ async def test_oci(name: str, state_dir: Path) -> None:
         assert list(leftovers(state_dir)) == []
     assert list(leftovers(state_dir)) == []
     assert children() <= before
+
+
+@pytest.mark.container
+@pytest.mark.timeout(90)
+async def test_a_command_that_is_too_long_is_told_as_embedded(state_dir: Path) -> None:
+    """One that the kernel does not take, and one that is too long for a message."""
+    async with served(state_dir) as (server, config):
+        url = f"http://127.0.0.1:{server.port}/v2/sandboxes"
+        async with AsyncSandboxClient(api_endpoint=url, api_key=config.api_key) as client, client.sandbox() as box:
+            for size in (200_000, 5_000_000):
+                with pytest.raises(SandboxOperationError) as caught:
+                    await box.run("true #" + "x" * size)
+                assert caught.value.args[0] == COMMAND_TOO_LONG
+            assert (await box.run("echo lives")).stdout == "lives\n"
