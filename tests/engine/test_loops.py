@@ -12,6 +12,7 @@ import pytest
 import trio
 
 from sandboxrt.engine import loops
+from sandboxrt.engine.capture import DISK_IMAGE
 from sandboxrt.engine.disk import DiskTemplates
 from sandboxrt.engine.launch.plan import LOOP_NOTE
 from sandboxrt.engine.loops import backings, detach_loops_below, loops_below, wait_detached
@@ -143,3 +144,30 @@ async def test_a_device_of_an_older_versions_record_is_found_all_the_same(images
             await engine.release(folder, "0" * 32)
         assert name not in backings()
     assert not record_folder(folder, "0" * 32).exists()
+
+
+@pytest.mark.container
+@pytest.mark.timeout(60)
+async def test_what_is_removed_inside_goes_back_to_the_host_while_it_runs_and_when_it_has_stopped(
+    tmp_path: Path,
+) -> None:
+    workplace = Workplace.make(tmp_path)
+    spec = workplace.spec()
+    image = spec.state_dir / DISK_IMAGE
+
+    def kept() -> int:
+        return image.stat().st_blocks * 512
+
+    async with OciEngine(workplace.folder) as engine:
+        container = await engine.create(spec)
+        empty = kept()
+        for _ in range(3):
+            await output(container, "head -c 30M /dev/urandom > /root/big; sync /root/big")
+            assert kept() >= empty + 30 * MIB
+            await output(container, "rm /root/big; sync")
+            assert kept() < empty + 2 * MIB
+        await output(container, "head -c 30M /dev/urandom > /root/big; sync /root/big; rm /root/big")
+        await container.close()
+        assert kept() < empty + 2 * MIB
+        await engine.discard(spec.state_dir, spec.id)
+    assert await settled(workplace) == []
