@@ -142,7 +142,7 @@ def _proc(around: Surroundings, found: re.Match[str]) -> Cause | None:
     what = "parts of /proc are mounted over, and where they are the kernel gives nobody a new one"
     if around.unit:
         return Cause(
-            what, around.in_unit("ProtectKernelTunables=no, ProtectKernelLogs=no, ProtectProc=default, ProcSubset=all")
+            what, around.in_unit("ProtectKernelTunables=no, ProtectHostname=no, ProtectKernelLogs=no, ProcSubset=all")
         )
     return Cause(
         what, "start the container that this is in with --security-opt systempaths=unconfined (Docker) or unmask=ALL"
