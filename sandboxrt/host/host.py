@@ -191,20 +191,24 @@ class Host:
             self._sandboxes.release(sandbox, old_name if sandbox.name == new_name else new_name)
         return sandbox.info
 
-    async def delete_sandbox(self, name: str, why: str = "") -> None:
+    async def delete_sandbox(self, name: str, why: str = "", *, made_with: str | None = None) -> None:
         """Remove a sandbox with all that runs in it.
 
         Args:
             name: Its name or id.
             why: What those are told who look for it later, as far as it is remembered.
+            made_with: Only if this was its create's idempotency key: for who gave that create up, and cannot know
+                whether it made anything, or whether somebody else's sandbox has the name.
 
         Raises:
-            ResourceNotFoundError: There is none of that name or id.
+            ResourceNotFoundError: There is none of that name or id, or it was made with another key.
             SandboxClientError: Something of it could not be removed; the message names it.
 
         Cancellation: The removal goes on; only the waiting ends.
         """
         sandbox = await self.find(name)
+        if made_with is not None and sandbox.request.idempotency_key != made_with:
+            raise ResourceNotFoundError(f"Sandbox '{name}' was made by another create than that one", "sandbox")
         if why:
             self._gone |= {sandbox.name: f": {why}", sandbox.id: f": {why}"}
             while len(self._gone) > _REMEMBERED:

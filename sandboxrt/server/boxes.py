@@ -97,9 +97,7 @@ class Boxes:
         wanted = create_sandbox_from_json(
             body, make_name=f"sandbox-{secrets.token_hex(5)}", ceilings=self.ceilings, defaults=self.limits
         )
-        key = request.headers.get("idempotency-key")
-        if key is not None and not 0 < len(key) <= _MAX_KEY:
-            raise invalid(f"must have 1 to {_MAX_KEY} characters", "header", "idempotency-key")
+        key = _idempotency_key(request)
         lease = _lease(request)
         wanted = attrs.evolve(wanted, tenant=tenant.id, quota=tenant.quota, idempotency_key=key, lease_seconds=lease)
         wanted = await self.default_snapshot(wanted)
@@ -157,9 +155,11 @@ class Boxes:
         async def deleted() -> Response:
             return Response(status_code=204)
 
-        # The removal goes on by itself; whoever asks again meanwhile is told that it is being deleted.
-        instead(request, deleted)
-        await self.host.delete_sandbox(found.id)
+        key = _idempotency_key(request)
+        if key is None:
+            # The removal goes on by itself; whoever asks again meanwhile is told that it is being deleted.
+            instead(request, deleted)
+        await self.host.delete_sandbox(found.id, made_with=key)
         return await deleted()
 
     async def _status(self, request: Request) -> Response:
@@ -232,6 +232,14 @@ def whole(request: Request, name: str, low: int, high: int) -> int | None:
     if not low <= int(text) <= high:
         raise invalid(f"must be between {low} and {high}", "query", name)
     return int(text)
+
+
+def _idempotency_key(request: Request) -> str | None:
+    """A create's own mark, which its repetitions have, and its withdrawal."""
+    key = request.headers.get("idempotency-key")
+    if key is not None and not 0 < len(key) <= _MAX_KEY:
+        raise invalid(f"must have 1 to {_MAX_KEY} characters", "header", "idempotency-key")
+    return key
 
 
 def _lease(request: Request) -> int | None:

@@ -310,3 +310,20 @@ async def test_a_body_that_is_cut_short_is_said_to_be(tmp_path: Path, monkeypatc
         assert answer.startswith(b"HTTP/1.1 408 ")
         assert b"The body does not come: it was cut short, or is too slow" in answer
         assert (await place.acme.get("/boxes")).json()["sandboxes"] == []
+
+
+async def test_a_create_that_was_given_up_can_be_withdrawn_by_its_key(tmp_path: Path) -> None:
+    async with site(tmp_path) as here:
+        mine, others = {"Idempotency-Key": "mine"}, {"Idempotency-Key": "others"}
+        assert (await here.acme.post("/boxes", json={"name": "box"}, headers=others)).status_code == 201
+        # It is somebody else's sandbox that has the name, or there is none.
+        for name in ("box", "none"):
+            detail(await here.acme.delete(f"/boxes/{name}", headers=mine), 404)
+        assert (await here.acme.get("/boxes/box")).json()["status"] == "ready"
+        detail(await here.acme.post("/boxes", json={"name": "box"}, headers=mine), 409)
+        # Its own is gone, whether the answer to the create came or not; without a key it is a deletion like any other.
+        assert (await here.acme.delete("/boxes/box", headers=others)).status_code == 204
+        detail(await here.acme.get("/boxes/box"), 404)
+        await here.box("unmarked")
+        detail(await here.acme.delete("/boxes/unmarked", headers=mine), 404)
+        assert (await here.acme.delete("/boxes/unmarked")).status_code == 204
