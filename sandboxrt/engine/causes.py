@@ -149,6 +149,13 @@ def _proc(around: Surroundings, found: re.Match[str]) -> Cause | None:
     )
 
 
+def _proc_read_only(around: Surroundings, found: re.Match[str]) -> Cause | None:
+    what = "settings of the kernel (/proc/sys) are read-only here, those of a sandbox's own namespaces, too"
+    if around.unit:
+        return Cause(what, around.in_unit("ProtectKernelTunables=no"))
+    return Cause(what, "start the container that this is in with a writable /proc/sys, e.g. with --privileged")
+
+
 def _host_name(around: Surroundings, found: re.Match[str]) -> Cause | None:
     if not around.unit:
         return None
@@ -253,6 +260,7 @@ _RULES = (
     _Rule(r"may not make user namespaces|namespace: user: ", _user_namespaces),
     _Rule(r"namespace: /: ", _forbidden_mounts),
     _Rule(r"mount point: .*Function not implemented|openat2.*(not implemented|ENOSYS)", _no_openat2),
+    _Rule(r"/proc/\S*: Read-only file system", _proc_read_only),
     _Rule(r"mount `?proc`? to `?/?proc`?: |mounting \"?proc\"? to rootfs at \"?/proc", _proc),
     _Rule(r"sethostname: Operation not permitted", _host_name),
     _Rule(r"/dev/loop-control: No such file", _loop_missing),

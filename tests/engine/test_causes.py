@@ -60,6 +60,11 @@ OPENAT2 = "mount point: /var/lib/sandboxrt/probe-x/mounted: Function not impleme
         ),
         (PROC_CRUN, UNIT, "sudo systemctl edit sandboxrt.service, and set ProtectKernelTunables=no"),
         (PROC_RUNC, UNIT, "sudo systemctl edit sandboxrt.service, and set ProtectKernelTunables=no"),
+        (
+            "put: /proc/sys/user/max_inotify_instances: Read-only file system",
+            UNIT,
+            "sudo systemctl edit sandboxrt.service, and set ProtectKernelTunables=no",
+        ),
         (PROC_CRUN, CONTAINER, "start the container that this is in with --security-opt systempaths=unconfined"),
         (
             "disk: /dev/loop-control: No such file or directory",
