@@ -191,6 +191,8 @@ class DiskLedger:
         """Look, as often as the room demands."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._write_out)
+            # Who only looks at a folder, as a doctor does, writes nothing into it, no ballast either.
+            await self._changed.wait()
             while True:
                 pause_s = _FARTHEST_S
                 if self._own:
