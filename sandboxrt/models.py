@@ -332,7 +332,8 @@ class DownloadURL:
     """A link to one file of a sandbox: whoever has it gets the file, without a key.
 
     Attributes:
-        download_url: The link, for a browser or any HTTP client.
+        download_url: The link, for a browser or any HTTP client; a path of the server's own address, or of the client's
+            own port where that is embedded, unless the server has a domain for services.
         token: What in it gives the right; a part of the link.
         expires_at: Until when it is good, as an ISO-8601 time; ``None`` = as long as the sandbox is there.
 

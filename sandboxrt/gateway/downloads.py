@@ -1,7 +1,8 @@
 """Files for whoever has a link: one file, as the link's maker wanted it shown, without a key.
 
-A file may be a page full of scripts. It stands on an origin of its own sandbox's files, which has no cookies and serves
-nothing else, and is shown, where it is shown at all, in the browser's own cage.
+A file may be a page full of scripts, and its address may be below the API's. So it is saved unless the link's maker
+wanted it shown, and shown in the browser's own cage, wherever it stands: of an origin that is like no other, without
+scripts, forms and plugins. Cookies and keys of the visitor mean nothing here, and none are set.
 
 Source: protocol.md §2.7.
 """
@@ -22,7 +23,7 @@ from sandboxrt.gateway.front import Front
 from sandboxrt.gateway.refusals import RefusalError, without_file
 from sandboxrt.host.files import SandboxFile
 from sandboxrt.protocol.ranges import FileFacts, Part, is_unchanged, part_of
-from sandboxrt.protocol.service_urls import FileHost, file_target
+from sandboxrt.protocol.service_urls import FilePath, file_target
 from sandboxrt.protocol.tokens import DownloadClaims, TokenError, TokenExpiredError, TokenKey, check_download
 
 __all__ = ["send_file"]
@@ -40,7 +41,7 @@ async def send_file(
     files: _Files,
     front: Front,
     request: h11.Request,
-    host: FileHost,
+    asked: FilePath,
     keys: Iterable[TokenKey],
     now: float,
     wake: Callable[[str, str], Awaitable[None]],
@@ -48,11 +49,11 @@ async def send_file(
     """Answer a request for a file, for a range of it, or for what is known of it.
 
     Raises:
-        RefusalError: 403 for a link that is expired, altered or of another host; 404 where the file is not there.
+        RefusalError: 403 for a link that is expired, altered or of another sandbox; 404 where the file is not there.
     """
     if request.method not in (b"GET", b"HEAD"):
         raise RefusalError(405, "MethodNotAllowed", "Only GET and HEAD are possible here", {"allow": "GET, HEAD"})
-    claims = _claims(request, host, keys, now)
+    claims = _claims(asked, keys, now)
     front.pass_over()
     try:
         await wake(claims.sandbox_id, claims.tenant)
@@ -62,8 +63,8 @@ async def send_file(
         raise without_file(error) from error
 
 
-def _claims(request: h11.Request, host: FileHost, keys: Iterable[TokenKey], now: float) -> DownloadClaims:
-    path, _, query = request.target.decode("latin-1").partition("?")
+def _claims(asked: FilePath, keys: Iterable[TokenKey], now: float) -> DownloadClaims:
+    path, _, query = asked.target.partition("?")
     tokens = parse_qs(query, max_num_fields=16).get("token", []) if query.count("&") < 16 else []
     altered = RefusalError(403, "Forbidden", "The link is not one of this server's, or was altered")
     try:
@@ -72,7 +73,7 @@ def _claims(request: h11.Request, host: FileHost, keys: Iterable[TokenKey], now:
         raise RefusalError(403, "Expired", "The link has expired") from None
     except TokenError:
         raise altered from None
-    if claims.sandbox_id != host.sandbox_id or path != file_target(claims.path):
+    if claims.sandbox_id != asked.sandbox_id or path != file_target(claims.path):
         raise altered
     return claims
 

@@ -31,6 +31,7 @@ from sandboxrt.protocol.service_urls import (
     AUTH_PATH,
     TOKEN_HEADER,
     FileHost,
+    FilePath,
     ServiceHost,
     ServicePath,
     ServiceSite,
@@ -159,11 +160,16 @@ class Gateway:
             case ServiceHost():
                 await self._serve_origin(front, request, target, asked)
             case FileHost():
-                with self._room(target.sandbox_id):
-                    keys = await self._keys.keys("download")
-                    await send_file(self._sandboxes, front, request, target, keys, self._clock(), self._wake)
+                await self._send_file(front, request, FilePath(target.sandbox_id, asked))
+            case FilePath():
+                await self._send_file(front, request, target)
             case Unknown():
                 raise RefusalError(404, "NotFound", "There is nothing at this address")
+
+    async def _send_file(self, front: Front, request: h11.Request, asked: FilePath) -> None:
+        with self._room(asked.sandbox_id):
+            keys = await self._keys.keys("download")
+            await send_file(self._sandboxes, front, request, asked, keys, self._clock(), self._wake)
 
     # -- services ----------------------------------------------------------------------------------------------------
 

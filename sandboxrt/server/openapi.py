@@ -518,7 +518,7 @@ def _paths() -> dict[str, Any]:
             "parameters": [_path("name", "The sandbox's name or id.")],
             "post": _operation(
                 "createDownloadURL",
-                "A link to a file",
+                "A link to a file, for GET and HEAD without key: below this server's address or on its service domain",
                 {200: "DownloadURL"},
                 (*reading, 404),
                 body="CreateDownloadURL",

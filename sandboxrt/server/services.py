@@ -25,7 +25,7 @@ from sandboxrt.protocol.links_wire import (
     service_to_json,
 )
 from sandboxrt.protocol.rest import SandboxInfo
-from sandboxrt.protocol.service_urls import FileHost, ServiceHost, ServicePath, Target
+from sandboxrt.protocol.service_urls import FileHost, FilePath, ServiceHost, ServicePath, Target
 from sandboxrt.server.access_log import AccessLog, Visit
 from sandboxrt.server.auth import Tenant, tenant_of
 from sandboxrt.server.errors import not_implemented
@@ -37,6 +37,7 @@ __all__ = ["LinkRoutes", "ServiceDoor"]
 _ROUTES: Final[dict[type[Target], str]] = {
     ServiceHost: "service origin",
     FileHost: "download",
+    FilePath: "download",
     ServicePath: "service path",
 }
 

@@ -140,3 +140,15 @@ def test_a_link_that_has_expired(site: Site, browser: webdriver.Chrome) -> None:
     )
     browser.get(url)
     assert "Service link has expired" in browser.find_element(By.TAG_NAME, "body").text
+
+
+def test_a_file_that_is_shown_is_no_page_of_the_servers(site: Site, browser: webdriver.Chrome) -> None:
+    site.sandbox.write(
+        "/srv/page.html", "<title>as written</title><p id=text>shown</p><script>document.title = 'ran'</script>"
+    )
+    link = site.sandbox.generate_download_url("/srv/page.html", content_disposition="inline").download_url
+    assert link.startswith(site.server.url)
+    browser.get(link)
+    _wait(browser, "as written")
+    assert browser.find_element(By.ID, "text").text == "shown"
+    assert browser.execute_script("return self.origin") == "null"

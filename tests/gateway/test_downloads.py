@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import time
+import urllib.request
+from collections.abc import Callable
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -14,19 +17,34 @@ from tests.gateway.conftest import TOKEN, Site
 pytestmark = [pytest.mark.container, pytest.mark.timeout(120)]
 
 
-def visit(url: str, method: str = "GET", **headers: str) -> httpx.Response:
-    """What a browser gets, which alone knows where names below localhost are."""
+Visit = Callable[..., httpx.Response]
+
+
+def fetch(url: str, method: str = "GET", **headers: str) -> httpx.Response:
+    """What any program gets, with what its system knows of names."""
+    return httpx.request(method, url, headers=headers)
+
+
+def visit_origin(url: str, method: str = "GET", **headers: str) -> httpx.Response:
+    """What a browser gets from the same file's own origin, whose name it alone knows."""
     parts = urlsplit(url)
-    there = url.replace(parts.netloc, f"127.0.0.1:{parts.port}", 1)
-    return httpx.request(method, there, headers={"Host": parts.netloc, **headers})
+    found = re.fullmatch(r"/api/v2/sandboxes/dl/([^/]+)(/.*)", parts.path)
+    assert found, url
+    host = f"dl--{found[1]}.localhost:{parts.port}"
+    return fetch(f"http://127.0.0.1:{parts.port}{found[2]}?{parts.query}", method, **{"Host": host, **headers})
 
 
-def test_a_file_for_whoever_has_the_link(site: Site) -> None:
+@pytest.fixture(params=[fetch, visit_origin], ids=["path", "origin"])
+def visit(request: pytest.FixtureRequest) -> Visit:
+    return request.param  # type: ignore[no-any-return]
+
+
+def test_a_file_for_whoever_has_the_link(site: Site, visit: Visit) -> None:
     content = bytes(range(256)) * 5000
     site.sandbox.write("/srv/ein Ä file.bin", content)
     link = site.sandbox.generate_download_url("/srv/ein Ä file.bin", expires_in_seconds=60)
     assert link.expires_at is not None
-    assert urlsplit(link.download_url).netloc == f"dl--{site.sandbox.id}.localhost:{site.server.port}"
+    assert urlsplit(link.download_url).netloc == urlsplit(site.server.url).netloc
     answer = visit(link.download_url)
     assert (answer.status_code, answer.content) == (200, content)
     assert answer.headers["content-disposition"] == (
@@ -34,6 +52,7 @@ def test_a_file_for_whoever_has_the_link(site: Site) -> None:
     )
     assert answer.headers["x-content-type-options"] == "nosniff"
     assert answer.headers["content-security-policy"] == "sandbox"
+    assert answer.headers["referrer-policy"] == "no-referrer"
     assert "set-cookie" not in answer.headers
     head = visit(link.download_url, "HEAD")
     assert (head.status_code, head.content, head.headers["content-length"]) == (200, b"", str(len(content)))
@@ -48,7 +67,7 @@ def test_a_file_for_whoever_has_the_link(site: Site) -> None:
     assert link.token not in repr(link)
 
 
-def test_how_it_is_shown(site: Site) -> None:
+def test_how_it_is_shown(site: Site, visit: Visit) -> None:
     site.sandbox.write("/srv/page.html", "<script>alert(1)</script>")
     plain = visit(site.sandbox.generate_download_url("/srv/page.html").download_url)
     assert plain.headers["content-type"] == "text/html"
@@ -61,9 +80,10 @@ def test_how_it_is_shown(site: Site) -> None:
     assert shown.headers["content-type"] == "text/plain; charset=utf-8"
     assert shown.headers["content-disposition"].startswith("inline")
     assert shown.headers["content-security-policy"] == "sandbox"
+    assert shown.headers["x-content-type-options"] == "nosniff"
 
 
-def test_links_that_were_altered(site: Site) -> None:
+def test_links_that_were_altered(site: Site, visit: Visit) -> None:
     for sandbox in (site.sandbox, site.other):
         sandbox.write("/srv/a", sandbox.name)
         sandbox.write("/srv/b", "not this one")
@@ -85,10 +105,18 @@ def test_links_that_were_altered(site: Site) -> None:
         assert visit(wrong).status_code == 403, wrong
     # Nor is it a token for a service, nor does the API know of it.
     assert httpx.get(site.link()["service_url"], headers={TOKEN: token}).status_code == 401
-    assert httpx.get(link.replace(urlsplit(link).netloc, f"127.0.0.1:{site.server.port}")).status_code == 401
+    assert httpx.get(f"{site.server.url}/srv/a?token={token}").status_code == 401
+    api = site.server.url + "/v2/sandboxes/boxes"
+    for headers in ({"X-Api-Key": token}, {"Authorization": f"Bearer {token}"}, {TOKEN: token}):
+        assert httpx.get(api, params={"token": token}, headers=headers).status_code == 401
+    # On the name of a service or another sandbox's files there is no way round to it.
+    path, query = urlsplit(link).path, urlsplit(link).query
+    for host in (site.host(), f"dl--{site.other.id}.localhost", "x.localhost"):
+        answer = fetch(f"{site.server.url}{path}?{query}", Host=host)
+        assert answer.status_code in (401, 403, 404), host
 
 
-def test_links_end(site: Site) -> None:
+def test_links_end(site: Site, visit: Visit) -> None:
     site.sandbox.write("/srv/a", "a")
     link = site.sandbox.generate_download_url("/srv/a", expires_in_seconds=1).download_url
     assert visit(link).status_code == 200
@@ -97,11 +125,30 @@ def test_links_end(site: Site) -> None:
     assert (answer.status_code, answer.text) == (403, "The link has expired\n")
 
 
-def test_files_that_are_not_there(site: Site) -> None:
+def test_files_that_are_not_there(site: Site, visit: Visit) -> None:
     for path, status in (("/srv/none", 404), ("/srv", 404), ("none-in-home", 404)):
         assert visit(site.sandbox.generate_download_url(path).download_url).status_code == status
     site.sandbox.write("/home/user/here.txt", "relative")
     assert visit(site.sandbox.generate_download_url("here.txt").download_url).text == "relative"
+
+
+@pytest.mark.parametrize("path", ["./here.txt", "/home/user/../user/here.txt", "/home/./user//here.txt", "here.txt"])
+def test_paths_that_clients_would_resolve(site: Site, visit: Visit, path: str) -> None:
+    site.sandbox.write("/home/user/here.txt", "found")
+    url = site.sandbox.generate_download_url(path).download_url
+    assert visit(url).text == "found"
+    with urllib.request.urlopen(url, timeout=20) as answer:
+        assert answer.read() == b"found"
+
+
+def test_a_key_and_cookies_add_nothing(site: Site, visit: Visit) -> None:
+    site.sandbox.write("/srv/a", "a")
+    link = site.sandbox.generate_download_url("/srv/a").download_url
+    own = {"X-Api-Key": site.server.key, "Cookie": f"sandboxrt-service={site.link()['token']}"}
+    assert visit(link.partition("?")[0] + "?token=", **own).status_code == 403
+    answer = visit(link, **own)
+    assert (answer.status_code, answer.text) == (200, "a")
+    assert "set-cookie" not in answer.headers
 
 
 @pytest.mark.parametrize(

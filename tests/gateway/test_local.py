@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import urllib.request
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 
@@ -94,9 +95,18 @@ async def test_a_download_link(fake_host: OpenFake) -> None:
         box = (await host.get_sandbox("box")).id
         made = await links.download(box, "", CreateDownloadLink(path="/srv/data.txt", expires_in_seconds=60))
         url = httpx.URL(made.download_url)
-        assert url.host == f"dl--{box}.localhost"
-        async with httpx.AsyncClient(headers={"Host": url.netloc.decode()}) as client:
-            answer = await client.get(url.copy_with(host="127.0.0.1"), headers={"Range": "bytes=-3"})
+        assert url.host == "127.0.0.1"
+        last = {"Range": "bytes=-3"}
+        async with httpx.AsyncClient(trust_env=False) as client:
+            answer = await client.get(url, headers=last)
+            assert (answer.status_code, answer.text) == (206, "789")
+            whole = await trio.to_thread.run_sync(lambda: urllib.request.urlopen(made.download_url, timeout=10).read())
+            assert whole == b"0123456789"
+            # The same file on its own origin.
+            host = {"Host": f"dl--{box}.localhost:{url.port}"}
+            answer = await client.get(
+                f"http://127.0.0.1:{url.port}/srv/data.txt?{url.query.decode()}", headers=host | last
+            )
             assert (answer.status_code, answer.text) == (206, "789")
 
 

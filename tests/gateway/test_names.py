@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+from urllib.parse import urljoin, urlsplit
+
+import attrs
+import httpx
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from sandboxrt.errors import ValidationError
 from sandboxrt.gateway.headers import View, cookies, to_service, to_visitor
-from sandboxrt.protocol.service_urls import FileHost, ServiceHost, ServicePath, ServiceSite, Unknown
+from sandboxrt.protocol.service_urls import (
+    FileHost,
+    FilePath,
+    ServiceHost,
+    ServicePath,
+    ServiceSite,
+    Unknown,
+    file_target,
+)
 from sandboxrt.server.serve import ServerSettings
 
 BOX = "0f8fad5b-d9cb-469f-a165-70867728950e"
@@ -20,7 +32,9 @@ def test_addresses_read_back() -> None:
     assert SITE.service_url(BOX, 80) == f"https://api.example.com/x/api/v2/sandboxes/svc/{BOX}/80/"
     assert SITE.browser_url(BOX, 80, "t") == f"https://80--{BOX}.content.example/_svc/auth?token=t"
     assert LOCAL.browser_url(BOX, 80, "t") == f"http://80--{BOX}.localhost:8080/_svc/auth?token=t"
-    assert LOCAL.download_url(BOX, "a b/ü", "t") == f"http://dl--{BOX}.localhost:8080/a%20b/%C3%BC?token=t"
+    name = "a%20b/%C3%BC?token=t"
+    assert SITE.download_url(BOX, "a b/ü", "t") == f"https://dl--{BOX}.content.example/{name}"
+    assert LOCAL.download_url(BOX, "a b/ü", "t") == f"http://127.0.0.1:8080/api/v2/sandboxes/dl/{BOX}/{name}"
     for site in (SITE, LOCAL):
         for port in (1, 80, 65535):
             assert site.of_host(f"{port}--{BOX}.{site.domain}:{site.port}") == ServiceHost(BOX, port)
@@ -29,6 +43,23 @@ def test_addresses_read_back() -> None:
     for rest, target in (("", "/"), ("/", "/"), ("/a/../b%2F?c", "/a/../b%2F?c"), ("?q", "/?q")):
         found = SITE.of_target(f"/api/v2/sandboxes/svc/{BOX}/80{rest}")
         assert found == ServicePath(BOX, 80, prefix, target)
+        assert SITE.of_target(f"/api/v2/sandboxes/dl/{BOX}{rest}") == FilePath(BOX, target)
+
+
+@pytest.mark.parametrize("domain", ["localhost", "boxes.localhost"])
+def test_links_name_what_every_resolver_knows(domain: str) -> None:
+    site = attrs.evolve(SITE, domain=domain)
+    assert site.download_url(BOX, "/a", "t") == f"https://api.example.com/x/api/v2/sandboxes/dl/{BOX}/a?token=t"
+    assert site.of_host(f"dl--{BOX}.{domain}") == FileHost(BOX)
+
+
+@given(st.lists(st.sampled_from(["", ".", "..", "a", "%2e", "...", "ü ?#\\"])).map("/".join))
+def test_a_files_address_is_the_same_after_a_client_has_resolved_it(path: str) -> None:
+    for site in (SITE, LOCAL):
+        url = site.download_url(BOX, path, "t")
+        assert urljoin(url, urlsplit(url).path + "?token=t") == url
+        assert str(httpx.URL(url).join(urlsplit(url).path + "?token=t")) == url
+    assert not {".", ".."} & set(file_target(path).split("/"))
 
 
 @pytest.mark.parametrize("host", ["example", "x", f"080--{BOX}", f"0--{BOX}", f"70000--{BOX}", f"80--{BOX}.x", "dl--x"])
@@ -52,7 +83,7 @@ def test_the_servers_own_name_stays_its_own() -> None:
 @given(st.text(max_size=80))
 def test_any_host_and_target_are_read(text: str) -> None:
     assert isinstance(SITE.of_host(text), ServiceHost | FileHost | Unknown | None)
-    assert isinstance(SITE.of_target(text), ServicePath | None)
+    assert isinstance(SITE.of_target(text), ServicePath | FilePath | None)
 
 
 @pytest.mark.parametrize("domain", ["x y", "a/b", "a:0", "a:70000", "*.example.com", "-a.b", "", "a..b", "1.2.3.4"])
