@@ -9,6 +9,7 @@ Source: RFC 9110 §7.8 (upgrades); the rest is ours.
 from __future__ import annotations
 
 import contextlib
+import math
 from typing import Any, Final, Protocol
 
 import attrs
@@ -24,6 +25,8 @@ __all__ = ["Back", "Exchange", "ExchangeLimits"]
 _READ_BYTES: Final = 64 * 1024
 _MAX_HEAD_BYTES: Final = 64 * 1024
 _EVENTS: Final = b"text/event-stream"
+_SURE_BYTES: Final = 48 * 1024
+"""An answer up to this long leaves the service at once: it fits into the first window of any connection."""
 _BROKEN: Final = (OSError, trio.BrokenResourceError, trio.ClosedResourceError)
 
 
@@ -98,6 +101,7 @@ class Exchange:
         self._watching = trio.CancelScope()
         self._is_deaf = False
         """Whether the service takes no more of the body."""
+        self._received_bytes = 0
         self._endless = trio.Event()
         self._request = h11.Request(
             method=request.method,
@@ -136,7 +140,7 @@ class Exchange:
     # -- in ----------------------------------------------------------------------------------------------------------
 
     async def _take_in(self) -> None:
-        """Send the request's body. Returns when the client is gone; for ever, where the service takes no more."""
+        """Send the request's body. Returns when the client is gone, as long as the service takes any of it."""
         await self._front.invite_body()
         try:
             while not self._is_deaf:
@@ -147,7 +151,16 @@ class Exchange:
                     return
         except GoneError:
             return
-        # The service may have answered before it closed: whoever brings that out finds the end of it.
+        await self._pass_over_body()
+
+    async def _pass_over_body(self) -> None:
+        """Take what the service does not, for ever. Whoever brings its answer out finds the end of that.
+
+        The service may have answered before it closed, and many a client sends all that it has before it reads.
+        """
+        with contextlib.suppress(GoneError):
+            while isinstance(await self._front.event(math.inf), h11.Data):
+                pass
         await trio.sleep_forever()
 
     async def _give(self, event: Any) -> None:
@@ -213,10 +226,25 @@ class Exchange:
     async def _next(self) -> Any:
         try:
             while (event := self._back.next_event()) is h11.NEED_DATA:
-                self._back.receive_data(bytes(await self._stream.receive_some(_READ_BYTES)))
+                self._back.receive_data(await self._receive())
         except (h11.RemoteProtocolError, *_BROKEN):
             raise _CutError from None
         return event
+
+    async def _receive(self) -> bytes:
+        """The service's next bytes; ``b""`` at their end.
+
+        A service that closes with some of the request unread has its kernel reset the connection, behind what it has
+        said. That is the end of a short answer; of a long one some may be lost, which only a reset would tell.
+        """
+        try:
+            data = bytes(await self._stream.receive_some(_READ_BYTES))
+        except trio.BrokenResourceError as error:
+            if not isinstance(error.__cause__, ConnectionResetError) or self._received_bytes > _SURE_BYTES:
+                raise
+            data = b""
+        self._received_bytes += len(data)
+        return data
 
     # -- a changed connection ----------------------------------------------------------------------------------------
 

@@ -14,8 +14,10 @@ import trio
 
 __all__ = ["Front", "GoneError"]
 
-_DRAIN_BYTES: Final = 16 * 1024**2
-_DRAIN_S: Final = 2.0
+_KEPT_BYTES: Final = 1024**2
+_DRAIN_BYTES: Final = 256 * 1024**2
+_DRAIN_S: Final = 30.0
+_DRAIN_STALL_S: Final = 2.0
 
 
 class GoneError(Exception):
@@ -29,6 +31,7 @@ class Front:
         connection: The state of its connection, as its server's side.
         receive: Its next bytes; ``b""`` once there will be none.
         send: Sends it bytes. Whoever gives it sees to it that a client that takes nothing does not hold it up for ever.
+        end: Tells it that there will be no more bytes, where that can be said while it still sends; never raises.
         peer: The client's address.
     """
 
@@ -37,6 +40,7 @@ class Front:
         connection: h11.Connection,
         receive: Callable[[], Awaitable[bytes]],
         send: Callable[[bytes], Awaitable[None]],
+        end: Callable[[], Awaitable[None]],
         peer: str,
     ) -> None:
         self.connection: h11.Connection = connection
@@ -47,6 +51,7 @@ class Front:
         self.status: int = 0
         self.receive: Callable[[], Awaitable[bytes]] = receive
         self._send = send
+        self._end = end
 
     @property
     def started(self) -> bool:
@@ -82,7 +87,7 @@ class Front:
         """Return when the client goes away. What else it sends meanwhile is kept, up to one read."""
         while data := await self.receive():
             self.connection.receive_data(data)
-            if len(self.connection.trailing_data[0]) > _DRAIN_BYTES // 16:
+            if len(self.connection.trailing_data[0]) > _KEPT_BYTES:
                 await trio.sleep_forever()
 
     async def send(self, event: Any) -> None:
@@ -129,13 +134,18 @@ class Front:
         if connection.our_state is h11.DONE and connection.their_state is h11.DONE:
             connection.start_next_cycle()
             return True
-        if connection.our_state in (h11.DONE, h11.MUST_CLOSE) and self.unread:
+        if self.started and self.unread:
+            await self._end()
             await self._drain()
         return False
 
     async def _drain(self) -> None:
-        """Take some of a body that nobody wants: a client that is cut off while it sends may not read the answer."""
+        """Take some of a body that nobody wants, behind an answer that is over, whole or cut off.
+
+        A connection that is closed with something unread is reset, and that may take from the client what of the
+        answer it has not read yet; besides, a client that is cut off while it sends may not look for an answer.
+        """
         taken = 0
         with trio.move_on_after(_DRAIN_S), contextlib.suppress(GoneError):
-            while taken < _DRAIN_BYTES and isinstance(event := await self.event(_DRAIN_S), h11.Data):
+            while taken < _DRAIN_BYTES and isinstance(event := await self.event(_DRAIN_STALL_S), h11.Data):
                 taken += len(event.data)

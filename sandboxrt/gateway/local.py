@@ -114,7 +114,7 @@ class _Listener:
     async def _serve(self, stream: trio.SocketStream) -> None:
         wire = _Wire(stream)
         connection = h11.Connection(h11.SERVER, max_incomplete_event_size=_MAX_HEAD_BYTES)
-        front = Front(connection, wire.receive, wire.send, stream.socket.getpeername()[0])
+        front = Front(connection, wire.receive, wire.send, wire.end, stream.socket.getpeername()[0])
         goes_on = True
         while goes_on:
             if not connection.trailing_data[0]:
@@ -126,7 +126,7 @@ class _Listener:
                 return
             target = self._gateway.target_of(request) or Unknown()
             goes_on = await self._gateway.serve(front, request, target)
-        await stream.send_eof()
+        await wire.end()
 
 
 @attrs.frozen
@@ -143,6 +143,11 @@ class _Wire:
             return bytes(await self.stream.receive_some(_READ_BYTES))
         except _BROKEN:
             return b""
+
+    async def end(self) -> None:
+        """Tell it that there will be none any more."""
+        with contextlib.suppress(*_BROKEN):
+            await self.stream.send_eof()
 
     async def send(self, data: bytes) -> None:
         """Send some. Raises ``GoneError``."""

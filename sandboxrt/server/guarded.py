@@ -19,6 +19,7 @@ Source: ours; the connection's protocol handling is hypercorn's.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import socket
@@ -242,7 +243,7 @@ class _Http11(H11Protocol):
     async def _step_aside(self, side_door: SideDoor, connection: h11.Connection, request: h11.Request) -> None:
         """Leave the connection to the side door for one request; it reads and sends by itself meanwhile."""
         peer = self.client[0] if self.client else ""
-        front = Front(connection, self.guard.read_aside, self.guard.send_aside, peer)
+        front = Front(connection, self.guard.read_aside, self.guard.send_aside, self.guard.end_aside, peer)
         self.keep_alive_requests += 1
         if await side_door.serve(front, request) and not self.context.terminated.is_set():
             await self.send(Updated(idle=True))
@@ -410,6 +411,12 @@ class _Connection(TCPServer):
         if self._unheard or self._dropped:
             raise GoneError
 
+    async def end_aside(self) -> None:
+        """Tell a side door's client that there is no more for it; over TLS only closing says so."""
+        if not isinstance(self.stream, trio.SSLStream):
+            with contextlib.suppress(*_BROKEN):
+                await self.stream.send_eof()
+
     async def _read_data(self) -> None:
         deadline = math.inf
         while True:
@@ -448,13 +455,9 @@ class _Connection(TCPServer):
     async def _close(self) -> None:
         if self._dropped:
             return
-        with trio.move_on_after(2.0):
-            try:
-                if not isinstance(self.stream, trio.SSLStream):
-                    await self.stream.send_eof()
-                await self.stream.aclose()
-            except _BROKEN:
-                pass
+        with trio.move_on_after(2.0), contextlib.suppress(*_BROKEN):
+            await self.end_aside()
+            await self.stream.aclose()
         self._drop()
 
     async def _initiate_server_close(self) -> None:

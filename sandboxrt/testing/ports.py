@@ -96,6 +96,19 @@ async def _http(stream: trio.SocketStream) -> None:
     await stream.send_all(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(head), head))
 
 
+async def _early(stream: trio.SocketStream) -> None:
+    await stream.receive_some(16)
+    await stream.send_all(b"HTTP/1.0 413 Too much\r\n\r\nno more, thank you")
+
+
 HABITS: Mapping[str, Habit] = MappingProxyType(
-    {"echo": _echo, "reverse": _reverse, "mute": _mute, "flood": _flood, "http": _http, "upgrade": _upgrade}
+    {
+        "echo": _echo,
+        "reverse": _reverse,
+        "mute": _mute,
+        "flood": _flood,
+        "http": _http,
+        "early": _early,
+        "upgrade": _upgrade,
+    }
 )

@@ -16,7 +16,7 @@ The vocabulary, each with the meaning that it has in a real container::
 Of its own: ``out-of-memory`` is killed as the kernel kills a process that takes too much, and ``listen PORT`` says so
 and then sends back what comes over each connection (``listen PORT reverse``: backwards, once it has ended; ``mute``:
 nothing, nor does it read; ``flood``: zeros without an end; ``http``: one answer, which repeats the request;
-``upgrade``: an upgrade to ``echo``).
+``early``: one answer, with most of the request unread; ``upgrade``: an upgrade to ``echo``).
 """
 
 from __future__ import annotations

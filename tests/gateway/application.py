@@ -8,6 +8,8 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import os
+import socket
 import struct
 import sys
 import threading
@@ -143,6 +145,12 @@ class Handler(BaseHTTPRequestHandler):
     def at_early(self, query: dict[str, str]) -> None:
         self.answer(b"too long", status=413, Connection="close")
         self.close_connection = True
+
+    def at_abrupt(self, query: dict[str, str]) -> None:
+        self.wfile.write(b"HTTP/1.0 413 Too much\r\n\r\nno more, thank you")
+        self.connection.recv(1, socket.MSG_PEEK)  # with something unread, closing resets the connection
+        self.close_connection = True
+        os.close(self.connection.detach())
 
     def at_login(self, query: dict[str, str]) -> None:
         cookie = "session=abc; Path=/; Domain=example.com; HttpOnly"

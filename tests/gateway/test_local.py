@@ -63,6 +63,43 @@ async def test_an_embedded_clients_own_port(fake_host: OpenFake) -> None:
         assert (await client.get("/")).status_code == 200
 
 
+@pytest.mark.parametrize("content", [None, b"x" * 40, bytes(8 * 1024**2)], ids=["none", "short", "long"])
+async def test_an_answer_before_the_request_was_read(fake_host: OpenFake, content: bytes | None) -> None:
+    async with fake_host() as (host, _), listening(host, 80, "early"), linked(host) as (_, client):
+        for _ in range(10):
+            answer = await client.request("GET" if content is None else "POST", "/", content=content)
+            assert (answer.status_code, answer.text) == (413, "no more, thank you")
+
+
+async def test_a_visitor_who_sends_everything_first(
+    fake_host: OpenFake, autojump_clock: trio.testing.MockClock
+) -> None:
+    async with fake_host() as (host, _), listening(host, 80, "early"), gated(host) as (gateway, head):
+        more = 40 * 1024**2
+        talker = Talker(f"{head}Content-Length: {more}\r\n\r\n".encode(), more)
+        with trio.fail_after(3600):
+            await talker.served_by(gateway)
+        assert talker.got.startswith(b"HTTP/1.1 413 ")
+        assert b"no more, thank you" in talker.got
+
+
+async def test_a_refusal_reaches_who_sends_everything_first(fake_host: OpenFake) -> None:
+    async with fake_host() as (host, _), linked(host) as (_, client):
+        url = client.base_url
+        assert url.port is not None
+        async with await trio.open_tcp_stream("127.0.0.1", url.port) as visitor:
+            assert (await refused(visitor, url.path)).startswith(b"HTTP/1.1 401 ")
+
+
+async def refused(visitor: trio.abc.Stream, path: str, size: int = 40 * 1024**2) -> bytes:
+    """What is answered to a large request without a token, by the time that all of it was sent."""
+    await visitor.send_all(f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Length: {size}\r\n\r\n".encode())
+    with trio.fail_after(60):
+        for _ in range(0, size, 65536):
+            await visitor.send_all(bytes(65536))
+        return b"".join([bytes(piece) async for piece in visitor])
+
+
 async def test_what_a_user_has_stopped_stays_stopped(fake_host: OpenFake) -> None:
     async with fake_host() as (host, _), linked(host) as (_, client):
         await host.stop_sandbox("box")
@@ -118,7 +155,7 @@ class Visitor:
         self.incoming.put_data(request)
         self.got = b""
         self.connection = h11.Connection(h11.SERVER)
-        self.front = Front(self.connection, self._receive, self._send, "192.0.2.1")
+        self.front = Front(self.connection, self._receive, self._send, self._end, "192.0.2.1")
 
     async def _receive(self) -> bytes:
         return bytes(await self.incoming.receive_some(65536))
@@ -127,11 +164,37 @@ class Visitor:
         await trio.lowlevel.checkpoint()
         self.got += data
 
+    async def _end(self) -> None:
+        await trio.lowlevel.checkpoint()
+
     async def served_by(self, gateway: Gateway) -> bool:
         request = await self.front.event(10)
         target = gateway.target_of(request)
         assert target is not None
         return await gateway.serve(self.front, request, target)
+
+
+class Talker(Visitor):
+    """A client that takes nothing of an answer before it has sent all of its request."""
+
+    def __init__(self, request: bytes, more: int) -> None:
+        super().__init__(request)
+        self.left = more
+        self.said = trio.Event()
+
+    async def _receive(self) -> bytes:
+        if self.connection.their_state is h11.IDLE or not self.left:
+            return await super()._receive()
+        await trio.lowlevel.checkpoint()
+        piece = min(self.left, 65536)
+        self.left -= piece
+        if not self.left:
+            self.said.set()
+        return bytes(piece)
+
+    async def _send(self, data: bytes) -> None:
+        await self.said.wait()
+        await super()._send(data)
 
 
 @asynccontextmanager

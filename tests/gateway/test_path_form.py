@@ -145,6 +145,14 @@ def test_services_that_are_not_there_or_misbehave(site: Site) -> None:
         assert service.get("/second").status_code == 200
 
 
+@pytest.mark.parametrize("size", [20_000, 8 * 1024**2])
+def test_an_answer_before_the_body_was_read(site: Site, size: int) -> None:
+    with site.by_path() as service:
+        for _ in range(5):
+            answer = service.post("/abrupt", content=os.urandom(size))
+            assert (answer.status_code, answer.text) == (413, "no more, thank you")
+
+
 def test_a_visitor_who_leaves_leaves_nothing(site: Site) -> None:
     link = site.link()
     url = httpx.URL(link["service_url"])

@@ -16,6 +16,7 @@ import httpx
 import pytest
 import trio
 
+from tests.gateway.test_local import refused
 from tests.server.app_kit import Site, site
 from tests.server.test_tls import certificate
 
@@ -153,6 +154,26 @@ async def test_a_refused_body_costs_the_connection_and_says_so(tmp_path: Path) -
         with trio.fail_after(10):
             while await stream.receive_some(65536):
                 pass
+
+
+async def test_an_answer_before_the_request_was_read(tmp_path: Path) -> None:
+    async with serving(tmp_path, "early") as (here, link):
+        for content in (b"x" * 40, bytes(8 * 1024**2)):
+            answer = await here.nobody.post(link["service_url"], headers={TOKEN: link["token"]}, content=content)
+            assert (answer.status_code, answer.text) == (413, "no more, thank you")
+
+
+@pytest.mark.parametrize("is_tls", [False, True])
+async def test_a_refusal_reaches_who_sends_everything_first(
+    tmp_path: Path, certificate: tuple[Path, Path], trusting: ssl.SSLContext, is_tls: bool
+) -> None:
+    how = {"certificate": certificate[0], "private_key": certificate[1]} if is_tls else {}
+    async with (
+        httpx.AsyncClient(verify=trusting, timeout=20) as client,
+        serving(tmp_path, "http", client, **how) as (here, link),
+        await open_stream(here, trusting if is_tls else None) as stream,
+    ):
+        assert (await refused(stream, path_of(link))).startswith(b"HTTP/1.1 401 ")
 
 
 @pytest.mark.parametrize(
