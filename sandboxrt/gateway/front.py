@@ -12,12 +12,15 @@ from typing import Any, Final
 import h11
 import trio
 
-__all__ = ["Front", "GoneError"]
+__all__ = ["LINGER_BYTES", "LINGER_S", "LINGER_STALL_S", "Front", "GoneError"]
 
 _KEPT_BYTES: Final = 1024**2
-_DRAIN_BYTES: Final = 256 * 1024**2
-_DRAIN_S: Final = 30.0
-_DRAIN_STALL_S: Final = 2.0
+LINGER_BYTES: Final = 256 * 1024**2
+"""How much of a request is read on behind its answer, at most."""
+LINGER_S: Final = 30.0
+"""For how long, at most."""
+LINGER_STALL_S: Final = 2.0
+"""And how long nothing may come of it."""
 
 
 class GoneError(Exception):
@@ -146,6 +149,6 @@ class Front:
         answer it has not read yet; besides, a client that is cut off while it sends may not look for an answer.
         """
         taken = 0
-        with trio.move_on_after(_DRAIN_S), contextlib.suppress(GoneError):
-            while taken < _DRAIN_BYTES and isinstance(event := await self.event(_DRAIN_STALL_S), h11.Data):
+        with trio.move_on_after(LINGER_S), contextlib.suppress(GoneError):
+            while taken < LINGER_BYTES and isinstance(event := await self.event(LINGER_STALL_S), h11.Data):
                 taken += len(event.data)
