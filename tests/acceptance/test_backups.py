@@ -113,6 +113,8 @@ def test_a_backup_that_dies_lets_go(loaded: tuple[Serving, httpx.Client], tmp_pa
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         start_new_session=True,
+        # Whoever runs the tests in the background ignores it, and that is inherited.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
     try:
         box = client.get("/boxes/live").json()

@@ -335,11 +335,11 @@ async def idle_commands_are_killed(driver: Driver) -> None:
 async def finished_sessions_expire(driver: Driver) -> None:
     """After their TTL; -1 keeps them."""
     async with sandbox(driver) as name:
-        await run(driver, name, "echo x", command_id="short", ttl_s=0.3)
         await run(driver, name, "echo x", command_id="kept", ttl_s=-1)
+        await run(driver, name, "echo x", command_id="short", ttl_s=1)
         async with converse(driver, name, Reconnect("short")) as reader:
             assert (await reader.to_end()).stdout == "x\n"
-        await trio.sleep(0.6)
+        await trio.sleep(1.5)
         async with converse(driver, name, Reconnect("short")) as reader:
             assert (await reader.to_end()).error.error_type == "SessionExpired"
         async with converse(driver, name, Reconnect("kept")) as reader:

@@ -130,7 +130,10 @@ class Checks:
         seconds = 7000 + int(time.time()) % 1000
         handle = sandbox.run(f"exec python3 -c '{TREE.format(seconds=seconds)}'", timeout=0, wait=False)
         next(iter(handle))
-        grown = len(_sleeping(seconds))
+        # What was forked may not have become a sleep yet.
+        end = time.monotonic() + 20
+        while (grown := len(_sleeping(seconds))) < 6 and time.monotonic() < end:
+            time.sleep(0.2)
         handle.kill()
         code = handle.result.exit_code
         end = time.monotonic() + 20
