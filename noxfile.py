@@ -51,7 +51,7 @@ def facades(session: nox.Session) -> None:
 def test(session: nox.Session) -> None:
     """Run every test, real containers included (root; ``-- -m 'not container'`` leaves those out)."""
     _install(session, "test")
-    session.run("pytest", *session.posargs)
+    session.run("python", "tools/run_tests.py", *session.posargs)
 
 
 @nox.session

@@ -94,7 +94,8 @@ async def test_what_cannot_be_captured_says_why(fake_host: OpenFake, autojump_cl
             await capture(host, "slow")
         with pytest.raises(ResourceNotFoundError):
             await capture(host, "nobody")
-        engine.containers[(await host.get_sandbox("box")).id.replace("-", "")].die("it was told to")
+        box = (await host.get_sandbox("box")).id.replace("-", "")
+        next(each for name, each in engine.containers.items() if name.endswith(box)).die("it was told to")
         await trio.sleep(1)
         with pytest.raises(SandboxNotReadyError, match="it was told to"):
             await capture(host)
