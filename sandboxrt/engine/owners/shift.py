@@ -20,7 +20,8 @@ class Shift:
     """From the block at ``old`` to that at ``new``; whoever is in neither stays."""
 
     def __init__(self, old: int, new: int) -> None:
-        self.old, self.new = old, new
+        self.old: int = old
+        self.new: int = new
 
     def id(self, number: int) -> int:
         """Who that is afterwards."""
