@@ -134,8 +134,8 @@ def test_ctrl_c_in_the_middle_of_a_creation_leaves_nothing(tmp_path: Path) -> No
     code = f"""
         client = sandboxrt.SandboxClient(mode="embedded", state_dir={str(tmp_path)!r})
         client.create_sandbox()
-        print("first", flush=True)
         try:
+            print("first", flush=True)
             while True:
                 client.delete_sandbox(client.create_sandbox().name)
         except KeyboardInterrupt:
